@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators. One folder each: the public function, the plain-torch reference, cases worth testing and timing, the derivation.
+
+A kernel is one more file in an operator's folder, ``cpu.py`` or ``cuda.py``, which calls ``add_kernel``; it is found by its name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from starshift.ops._operator import OPERATORS, kernel_status, use_kernel
+from starshift.ops.depthwise import depthwise_conv2d
+from starshift.ops.shift import (
+    Offsets,
+    grouped_offsets,
+    interleaved_offsets,
+    offsets_permutation,
+    shift2d,
+    shift_conv2d,
+)
+from starshift.ops.star import ACTIVATIONS, PLACEMENTS, star, star_mlp
+
+__all__ = [
+    "ACTIVATIONS",
+    "OPERATORS",
+    "PLACEMENTS",
+    "Offsets",
+    "depthwise_conv2d",
+    "grouped_offsets",
+    "interleaved_offsets",
+    "kernel_status",
+    "offsets_permutation",
+    "shift2d",
+    "shift_conv2d",
+    "star",
+    "star_mlp",
+    "use_kernel",
+]
+
+for _folder in ("depthwise", "shift", "star"):
+    for _device in ("cpu", "cuda"):
+        if find_spec(f"{__name__}.{_folder}.{_device}"):
+            import_module(f"{__name__}.{_folder}.{_device}")

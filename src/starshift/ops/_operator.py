@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that makes a ``torch.library`` operator of a schema, a reference, kernels and a backward.
+
+The reference (plain torch) is the operator's default kernel and its meaning. A kernel for one device is added with
+:meth:`Operator.add_kernel`; where it does not support the arguments, the reference answers. PyTorch's dispatcher chooses by
+device; the only way to force a kernel is the context manager :func:`use_kernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "starshift"
+REFERENCE = "reference"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_forced: ContextVar[str | None] = ContextVar("starshift_forced_kernel", default=None)
+
+OPERATORS: dict[str, Operator] = {}
+"""Every operator by name; filled as the operators' folders are imported."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation for one device: ``run`` takes the operator's arguments, ``supports`` says whether it can."""
+
+    name: str
+    device: str
+    run: Callable[..., Any]
+    supports: Callable[..., bool]
+
+
+class Operator:
+    """A ``torch.library`` operator whose default kernel is its reference.
+
+    Args:
+        name: name inside the ``starshift`` namespace.
+        schema: arguments and results, e.g. ``"(Tensor x, int[] offsets) -> Tensor"``.
+        reference: plain-torch definition; also the fake (shape) function, since plain torch runs on fake tensors.
+    """
+
+    def __init__(self, name: str, schema: str, reference: Callable[..., Any]) -> None:
+        self.name = name
+        self.reference = reference
+        self.kernels: list[Kernel] = []
+        _LIBRARY.define(name + schema)
+        _LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", reference, lib=_LIBRARY)
+        self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        OPERATORS[name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the operator; while a graph is traced for export, run the reference so that only plain operators appear."""
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return self.reference(*args)
+        return self.overload(*args)
+
+    def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+        """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``."""
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY
+        )
+
+    def add_kernel(self, name: str, device: str, run: Callable[..., Any], supports: Callable[..., bool]) -> None:
+        """Add a kernel for ``device`` (``"cpu"``, ``"cuda"``); of several, the first added that supports a call runs it."""
+        first_for_device = all(kernel.device != device for kernel in self.kernels)
+        self.kernels.append(Kernel(name, device, run, supports))
+        if first_for_device:
+            _LIBRARY.impl(self.name, _without_autocast(self._dispatcher(device)), device.upper())
+
+    def _dispatcher(self, device: str) -> Callable[..., Any]:
+        def dispatch(*args: Any) -> Any:
+            forced = _forced.get()
+            for kernel in self.kernels:
+                if kernel.device == device and forced in (None, kernel.name) and kernel.supports(*args):
+                    return kernel.run(*args)
+            if forced not in (None, REFERENCE):
+                raise RuntimeError(f"{self.name}: no kernel '{forced}' on {device} for these arguments")
+            return self.reference(*args)
+
+        return dispatch
+
+
+@contextmanager
+def use_kernel(name: str) -> Iterator[None]:
+    """Force the kernel of this name (``"reference"`` or an added one) inside the block: for tests and benchmarks.
+
+    Raises:
+        RuntimeError: inside the block, when an operator with kernels of its own has none of this name for a call.
+    """
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def kernel_status() -> dict[str, dict[str, str]]:
+    """For each operator, the kernel that runs on each device: ``{"star": {"cpu": "reference", "cuda": "reference"}}``."""
+    status = {}
+    for name, operator in OPERATORS.items():
+        row = {"cpu": REFERENCE, "cuda": REFERENCE}
+        for kernel in reversed(operator.kernels):
+            row[kernel.device] = kernel.name
+        status[name] = row
+    return status
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on ``x``'s device, or None where autocast is off (or ``x`` is float64)."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """Cast each tensor to ``dtype``; None stays None, and so does everything when ``dtype`` is None."""
+    return tuple(t if t is None or dtype is None else t.to(dtype) for t in tensors)
+
+
+def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The public functions have cast already: inside an operator autocast must not cast again."""
+
+    def call(*args: Any) -> Any:
+        device = args[0].device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return run(*args)
+        with torch.autocast(device, enabled=False):
+            return run(*args)
+
+    return call
