@@ -2,8 +2,8 @@
 """The ``starshift`` command: finds its subcommands by file name and turns errors into one line and an exit code.
 
 A subcommand is a file in this folder that holds ``HELP`` (one sentence) and either a function ``command`` or a Typer
-app ``app`` (for a group of commands). Files that begin with an underscore are not commands. Everything heavy is imported
-inside the function, since ``starshift --help`` reads every file.
+app ``app`` (for a group of commands). Files that begin with an underscore are not commands. Everything heavy is
+imported inside the function, since ``starshift --help`` reads every file.
 
 Exit codes: 0 done; 1 done, but some of the input failed; 2 a mistake in the call or its input; 130 interrupted;
 141 the reader of the output went away.
@@ -97,7 +97,9 @@ def _silence_stdout() -> None:
 
 
 # Rich's help is prettier but costs another 0.25 s of imports: the commands have it, the first page is plain.
-app = typer.Typer(cls=Commands, rich_markup_mode=None, no_args_is_help=True, epilog=EPILOG, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, rich_markup_mode=None, no_args_is_help=True, epilog=EPILOG, pretty_exceptions_enable=False
+)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``starshift export``: a checked file for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from starshift.cli._options import Json
+
+HELP = "Write a run or a model as one file for another runtime, checked against PyTorch."
+
+
+def command(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run folder, a model folder, hf-hub:..., or a name from 'starshift models'."
+        ),
+    ],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="The kind of file; 'starshift info' lists them.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File or folder; default: in the run's folder, or here.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Images to check with; default: the run's validation images.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="Weights for the name of a model; without, they are random.")
+    ] = None,
+    img_size: Annotated[
+        int | None, typer.Option("--img-size", min=1, help="Side of the input in pixels; default: the network's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    from starshift.deploy import export_checked
+
+    if not as_json:
+        typer.echo(f"exporting {run} to {format} ...", err=True)
+    done = export_checked(run, format, out, data=data, checkpoint=checkpoint, img_size=img_size)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        typer.echo(json.dumps({**asdict(done), "path": str(done.path)}))
+        return
+    typer.echo(
+        f"{done.path} ({done.size / 1e6:.2f} MB, {done.seconds:.0f} s): relative error of the logits against PyTorch"
+        f" {done.relative_error:.1e} on {done.checked_on}, batches of 1 and 5"
+    )

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export: fold, write beside the final place, load back, compare with PyTorch, and only then rename."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starshift.deploy._metadata import Metadata, package_versions, source_commit
+from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source, run_config
+from starshift.deploy._target import Target, get_target, require
+from starshift.errors import StarshiftError
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished, checked file.
+
+    Attributes:
+        path: where it lies.
+        format: name of the target.
+        size: bytes.
+        relative_error: of its logits against PyTorch's (see ``relative_error``), on batches of 1 and 5.
+        checked_on: which images that was measured on.
+        seconds: the whole export took.
+    """
+
+    path: Path
+    format: str
+    size: int
+    relative_error: float
+    checked_on: str
+    seconds: float
+
+
+def export(
+    source: str | Path,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    img_size: int | None = None,
+) -> Path:
+    """Write a network as one file for another runtime and return its path. See :func:`export_checked`."""
+    return export_checked(source, format, out, data=data, checkpoint=checkpoint, img_size=img_size).path
+
+
+def export_checked(
+    source: str | Path,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    img_size: int | None = None,
+) -> Exported:
+    """Write a network as one file for another runtime, checked against PyTorch before it is put in place.
+
+    Batch norm is folded, dropout and drop path are gone, any batch size works; labels, preprocessing, licence and
+    versions travel in the file. The reference of the check is the unfolded network in float32.
+
+    Args:
+        source: run folder, model folder, ``local-dir:...``, ``hf-hub:...``, or the name of an architecture.
+        format: a target: the name of a file in ``starshift/deploy``.
+        out: file or existing folder; default: ``model.onnx`` in the run's folder; for an architecture ``NAME.onnx`` here.
+        data: images to check with (as ``eval`` takes them); default: the run's validation images, else seeded noise.
+        checkpoint: weights for the name of an architecture; without, they are random.
+        img_size: side of the input in pixels; default: that of the network.
+
+    Raises:
+        StarshiftError: unknown source or format, a package missing, the format cannot hold the network, or the file
+            answers differently from PyTorch. No file is left behind then.
+    """
+    start = time.perf_counter()
+    target = get_target(format)
+    require(target)
+    network = open_source(source, checkpoint=checkpoint, img_size=img_size)
+    images, checked_on = _check_images(network, data)
+    final = _final_path(network, target, out)
+    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    try:
+        _write(target, network, partial)
+        error = target.check(network.model, partial, images)
+        if error > target.tolerance:
+            raise StarshiftError(
+                f"the {format} file answers differently from PyTorch: relative error {error:.1e} on {checked_on},"
+                f" above {target.tolerance:.0e}. No file was written"
+            )
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(final, format, final.stat().st_size, error, checked_on, time.perf_counter() - start)
+
+
+def _write(target: Target, network: Source, path: Path) -> None:
+    from starshift.layers import fold_batchnorm
+
+    metadata = Metadata(
+        model=network.name,
+        classes=network.classes,
+        preprocessing=network.preprocessing,
+        model_args=network.model_args,
+        data=network.data,
+        license=network.license or "weights: not stated; starshift: Apache-2.0",
+        versions=package_versions("torch", "timm", *target.packages),
+        commit=source_commit(),
+    )
+    example = noise_images(network.preprocessing, 2)
+    try:
+        with torch.no_grad():
+            target.export(fold_batchnorm(network.model), example, metadata, path)
+    except (OSError, StarshiftError):
+        raise
+    except Exception as error:  # each exporter has classes of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StarshiftError(f"{network.name} cannot be written as {target.name}: {reason}") from error
+
+
+def _final_path(network: Source, target: Target, out: str | Path | None) -> Path:
+    default = f"model{target.suffix}" if network.folder else f"{network.name}{target.suffix}"
+    if out is None:
+        final = (network.folder or Path()) / default
+    else:
+        final = Path(out) / default if Path(out).is_dir() else Path(out)
+        if not final.name.endswith(target.suffix):
+            raise StarshiftError(f"{final}: a file of format {target.name} ends in {target.suffix}")
+    if not final.parent.is_dir():
+        raise StarshiftError(f"no folder {final.parent} to write {final.name} into")
+    return final
+
+
+def _check_images(network: Source, data: str | Path | None) -> tuple[Tensor, str]:
+    """Preprocessed images (5, or as many as there are) to compare on, and in words where they are from."""
+    from starshift.data import eval_loader, open_data, open_eval_data
+
+    config = run_config(network.folder)
+    if data is not None:
+        images, origin = open_eval_data(str(data), network.classes), str(data)
+    elif config.get("data"):
+        options = {key: config[key] for key in ("val_fraction", "seed", "data_dir") if key in config}
+        try:
+            images = open_data(config["data"], channels=network.preprocessing.channels, **options).val
+        except StarshiftError:  # the data may have moved since the training
+            return noise_images(network.preprocessing), "seeded noise (the training data is no longer there)"
+        origin = f"the validation split of {network.data}"
+    else:
+        return noise_images(network.preprocessing), "seeded noise"
+    batches = eval_loader(images, network.preprocessing, batch_size=CHECK_IMAGES, workers=0)
+    good = [batch.image for batch in islice(batches, CHECK_IMAGES) if len(batch.image)]
+    if not good:
+        raise StarshiftError(f"no image of {origin} could be read to check the file with")
+    found = torch.cat(good)[:CHECK_IMAGES]
+    return found, f"{len(found)} images of {origin}"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be exported: a run or model folder, a hub id, or the bare name of an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from starshift.errors import StarshiftError, nearest
+from starshift.models import create_model, is_model, list_models, load_model
+from starshift.preprocessing import Preprocessing
+
+PREFIXES = ("local-dir:", "hf-hub:", "hf_hub:")
+CHECK_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network (eval mode, float32) and all that is known about it.
+
+    Attributes:
+        name: architecture, as ``create_model`` takes it.
+        model, model_args, classes, preprocessing: as in ``starshift.models.LoadedModel``.
+        data: what it was trained on, as the run's config names it; empty if unknown.
+        license: of the weights as far as its config states one.
+        folder: the run or model folder, None for a bare architecture.
+    """
+
+    name: str
+    model: nn.Module
+    model_args: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    data: str = ""
+    license: str = ""
+    folder: Path | None = None
+
+
+def open_source(source: str | Path, *, checkpoint: str | Path | None = None, img_size: int | None = None) -> Source:
+    """Load a run folder, a model folder, ``local-dir:...``, ``hf-hub:...``, or make an architecture by its name.
+
+    An architecture has random weights unless ``checkpoint`` (a file or hub id) is given. ``img_size`` (pixels) replaces
+    the side of the input.
+
+    Raises:
+        StarshiftError: nothing of that name, or a checkpoint given for something that has weights already.
+    """
+    text = str(source)
+    if Path(text).exists() or text.startswith(PREFIXES):
+        if checkpoint is not None:
+            raise StarshiftError(f"{text} has its own weights: --checkpoint goes with the name of an architecture")
+        found = _from_folder(text)
+    else:
+        found = _from_name(text, checkpoint)
+    if img_size is None:
+        return found
+    preprocessing = found.preprocessing.to_config() | {"input_size": [found.preprocessing.channels, img_size, img_size]}
+    return Source(**{**found.__dict__, "preprocessing": Preprocessing.from_config(preprocessing)})
+
+
+def _from_folder(text: str) -> Source:
+    loaded = load_model(text)
+    folder = Path(text.removeprefix("local-dir:"))
+    is_folder = folder.is_dir()
+    return Source(
+        name=loaded.name,
+        model=loaded.model.eval().float(),
+        model_args=dict(loaded.model_args),
+        classes=tuple(loaded.classes),
+        preprocessing=loaded.preprocessing,
+        data=str(run_config(folder).get("data", "")) if is_folder else "",
+        license=_license(loaded.config),
+        folder=folder if is_folder else None,
+    )
+
+
+def _license(config: Mapping[str, Any]) -> str:
+    """As a model's config.json states it: beside the architecture, or among timm's facts about the weights."""
+    return str(config.get("license") or (config.get("pretrained_cfg") or {}).get("license") or "")
+
+
+def _from_name(name: str, checkpoint: str | Path | None) -> Source:
+    if not is_model(name):
+        looks_like_path = "/" in name or "\\" in name
+        hint = "" if looks_like_path else nearest(name, list_models())
+        raise StarshiftError(
+            f"no folder and no model '{name}'.{hint} Give a run folder (from 'starshift train')"
+            " or one of 'starshift models'"
+        )
+    model = create_model(name, checkpoint_path=checkpoint).eval()
+    config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", {}))
+    preprocessing = Preprocessing.from_config(config)
+    with torch.inference_mode():
+        outputs = model(torch.zeros(1, preprocessing.channels, *preprocessing.size)).shape[1]
+    return Source(name, model, {}, class_names(outputs), preprocessing, license=_license(config))
+
+
+def class_names(outputs: int) -> tuple[str, ...]:
+    """ImageNet's names for 1000 outputs, else the numbers."""
+    if outputs != 1000:
+        return tuple(map(str, range(outputs)))
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(i) for i in range(outputs))
+
+
+def run_config(folder: Path | None) -> dict[str, Any]:
+    """The run's ``config.yaml``; empty for no folder, or one that holds a model alone."""
+    file = (folder or Path()) / "config.yaml"
+    if folder is None or not file.is_file():
+        return {}
+    config = yaml.safe_load(file.read_text())
+    return config if isinstance(config, dict) else {}
+
+
+def noise_images(preprocessing: Preprocessing, count: int = CHECK_IMAGES) -> Tensor:
+    """Seeded float32 (count, C, H, W) of uniform pixels, normalised as an image would be."""
+    shape = (count, preprocessing.channels, *preprocessing.size)
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (pixels - mean) / std
