@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators. One folder each: the public function, the plain-torch reference, cases worth testing and timing, the derivation.
+"""The operators. One folder each: the public function, the plain-torch reference, cases worth testing, the derivation.
 
-A kernel is one more file in an operator's folder, ``cpu.py`` or ``cuda.py``, which calls ``add_kernel``; it is found by its name.
+A kernel is one more file in an operator's folder, ``cpu.py`` or ``cuda.py``, which calls ``add_kernel``; it is found
+by its name.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from importlib import import_module
-from importlib.util import find_spec
 
 from starshift.ops._operator import OPERATORS, kernel_status, use_kernel
 from starshift.ops.depthwise import depthwise_conv2d
@@ -38,7 +39,6 @@ __all__ = [
     "use_kernel",
 ]
 
-for _folder in ("depthwise", "shift", "star"):
-    for _device in ("cpu", "cuda"):
-        if find_spec(f"{__name__}.{_folder}.{_device}"):
-            import_module(f"{__name__}.{_folder}.{_device}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    if _module.name.rpartition(".")[2] in ("cpu", "cuda"):
+        import_module(_module.name)

@@ -2,8 +2,8 @@
 """The one place that makes a ``torch.library`` operator of a schema, a reference, kernels and a backward.
 
 The reference (plain torch) is the operator's default kernel and its meaning. A kernel for one device is added with
-:meth:`Operator.add_kernel`; where it does not support the arguments, the reference answers. PyTorch's dispatcher chooses by
-device; the only way to force a kernel is the context manager :func:`use_kernel`.
+:meth:`Operator.add_kernel`; where it does not support the arguments, the reference answers. PyTorch's dispatcher
+chooses by device; the only way to force a kernel is the context manager :func:`use_kernel`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Operator:
         OPERATORS[name] = self
 
     def __call__(self, *args: Any) -> Any:
-        """Run the operator; while a graph is traced for export, run the reference so that only plain operators appear."""
+        """Run the operator; while a graph is traced for export, the reference, so that only plain operators appear."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self.reference(*args)
         return self.overload(*args)
@@ -68,7 +68,7 @@ class Operator:
         )
 
     def add_kernel(self, name: str, device: str, run: Callable[..., Any], supports: Callable[..., bool]) -> None:
-        """Add a kernel for ``device`` (``"cpu"``, ``"cuda"``); of several, the first added that supports a call runs it."""
+        """Add a kernel for ``device`` (``"cpu"`` or ``"cuda"``); the first added that supports a call runs it."""
         first_for_device = all(kernel.device != device for kernel in self.kernels)
         self.kernels.append(Kernel(name, device, run, supports))
         if first_for_device:
@@ -102,7 +102,7 @@ def use_kernel(name: str) -> Iterator[None]:
 
 
 def kernel_status() -> dict[str, dict[str, str]]:
-    """For each operator, the kernel that runs on each device: ``{"star": {"cpu": "reference", "cuda": "reference"}}``."""
+    """The kernel that runs for each operator and device: ``{"star": {"cpu": "reference", "cuda": "reference"}}``."""
     status = {}
     for name, operator in OPERATORS.items():
         row = {"cpu": REFERENCE, "cuda": REFERENCE}

@@ -47,7 +47,8 @@ def depthwise_conv2d(
     """
     if x.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (x.shape[1], 1):
         raise StarshiftError(
-            f"depthwise_conv2d: x must be (N, C, H, W) and weight (C, 1, kh, kw); got {tuple(x.shape)} and {tuple(weight.shape)}"
+            "depthwise_conv2d: x must be (N, C, H, W) and weight (C, 1, kh, kw); "
+            f"got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
     x, weight, bias = cast(autocast_dtype(x), x, weight, bias)
     return _depthwise_conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shift operation: every channel moves as a whole by its own displacement (Wu et al., "Shift", CVPR 2018, section 3)."""
+"""The shift operation: every channel moves as a whole by its own displacement (Wu et al., CVPR 2018, section 3)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ _shift_conv2d_backward = Operator(
 
 
 def shift2d(x: Tensor, offsets: Offsets) -> Tensor:
-    """Move each run of channels: ``out[n, c, y, x] = in[n, c, y + dy(c), x + dx(c)]``, zero outside the image (paper, equation 4).
+    """Move each run of channels: ``out[n, c, y, x] = in[n, c, y + dy(c), x + dx(c)]``, zero outside the image.
 
-    No parameter, no multiplication. The gradient is the shift by the opposite displacements.
+    No parameter, no multiplication (Wu et al., CVPR 2018, equation 4). The gradient is the shift by the opposite
+    displacements.
 
     Args:
         x: (N, C, H, W).
@@ -61,9 +62,10 @@ def shift2d(x: Tensor, offsets: Offsets) -> Tensor:
 
 
 def shift_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offsets, stride: int = 1) -> Tensor:
-    """Shift, then a 1x1 convolution, as one operator: a spatial convolution with one non-zero tap for each input channel.
+    """Shift, then a 1x1 convolution, as one operator: a spatial convolution with one tap for each input channel.
 
-    A kernel can read its inputs at displaced addresses, so that the shift costs nothing ("address shift", arXiv 1809.08458).
+    A kernel can read its inputs at displaced addresses, so that the shift costs nothing ("address shift",
+    arXiv 1809.08458).
 
     Args:
         x: (N, C, H, W). weight: (K, C, 1, 1). bias: (K,) or None.

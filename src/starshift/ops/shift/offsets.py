@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which channel moves where. Offsets are runs ``(channels, dy, dx)``: so many neighbouring channels read the pixel at (y + dy, x + dx)."""
+"""Which channel moves where: runs ``(channels, dy, dx)``, so many neighbouring channels that read (y + dy, x + dx)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Offsets = tuple[tuple[int, int, int], ...]
 
 
 def grouped_offsets(channels: int, kernel_size: int = 3, dilation: int = 1) -> Offsets:
-    """Contiguous groups, one for each of the ``kernel_size**2`` displacements; the group that stays takes the remainder.
+    """Contiguous groups, one for each of the ``kernel_size**2`` displacements; the one that stays takes the remainder.
 
     The native form: neighbouring channels that move together are what fast kernels want (paper, section 3.1).
 
@@ -46,8 +46,9 @@ def interleaved_offsets(channels: int, kernel_size: int = 3, dilation: int = 1) 
 def offsets_permutation(source: Offsets, target: Offsets) -> list[int]:
     """The order of channels that turns a network with ``source`` offsets into one with ``target`` offsets.
 
-    Let ``p`` be the result. Take channel ``p[i]`` of the old order as channel ``i`` of the new: permute the rows (and batch
-    norm) of the convolution before the shift and the input columns of the one after it by ``p``, and the network computes the same.
+    Let ``p`` be the result. Take channel ``p[i]`` of the old order as channel ``i`` of the new: permute the rows (and
+    batch norm) of the convolution before the shift and the input columns of the one after it by ``p``, and the network
+    computes the same.
 
     Raises:
         StarshiftError: the two do not move the same number of channels to each displacement.
@@ -97,7 +98,8 @@ def unflatten(values: list[int]) -> Offsets:
 def _displacements(channels: int, kernel_size: int, dilation: int) -> list[tuple[int, int]]:
     if channels < 1 or dilation < 1 or kernel_size < 1 or kernel_size % 2 == 0:
         raise StarshiftError(
-            f"a shift needs channels >= 1, an odd kernel size and dilation >= 1, not {channels}, {kernel_size} and {dilation}"
+            "a shift needs channels >= 1, an odd kernel size and dilation >= 1, "
+            f"not {channels}, {kernel_size} and {dilation}"
         )
     steps = [dilation * (i - kernel_size // 2) for i in range(kernel_size)]
     return [(dy, dx) for dy in steps for dx in steps]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shift operation in plain torch: pad, take each run of channels at its displacement, concatenate. x_NCHW, offsets flattened."""
+"""The shift operation in plain torch: pad, slice each run of channels at its displacement, concatenate. x_NCHW."""
 
 from __future__ import annotations
 

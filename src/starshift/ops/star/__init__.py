@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The star operation: two linear branches multiplied element by element (Ma et al., "Rewrite the Stars", CVPR 2024, section 3)."""
+"""The star operation: two linear branches multiplied element by element (Ma et al., CVPR 2024, section 3)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def star(x1: Tensor, x2: Tensor, act: str = "relu6", placement: str = "first") -
     """Multiply two branches element by element, with an activation.
 
     ``first``: ``act(x1) * x2`` (StarNet); ``both``: ``act(x1) * act(x2)``; ``product``: ``act(x1 * x2)``.
-    Under float16 autocast the product is formed and returned in float32, since it leaves float16's range (65504) easily.
+    Under float16 autocast the product is formed and returned in float32: it leaves float16's range (65504) easily.
 
     Args:
         x1, x2: branches of one shape and dtype.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The star operation in plain torch: definition, explicit backward, and the fused two-branch form.
 
-Shapes: a branch is any shape; ``star_mlp`` takes x_N...C with 2-D weights (K, C), or x_NCHW with 1x1 conv weights (K, C, 1, 1).
+Shapes: a branch is any shape; ``star_mlp`` takes x_N...C with weights (K, C), or x_NCHW with weights (K, C, 1, 1).
 """
 
 from __future__ import annotations

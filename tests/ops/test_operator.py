@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an operator chooses its kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from starshift.ops import kernel_status, use_kernel
+from starshift.ops._operator import OPERATORS, Operator
+
+
+@pytest.fixture(scope="module")
+def doubled() -> Operator:
+    operator = Operator("test_double", "(Tensor x) -> Tensor", lambda x: x * 2)
+    operator.add_kernel("exact", "cpu", lambda x: x + x, lambda x: x.dtype == torch.float32)
+    operator.add_kernel("wrong", "cpu", lambda x: x * 5, lambda x: True)
+    yield operator
+    del OPERATORS["test_double"]
+
+
+def test_first_supporting_kernel_runs_and_reference_answers_otherwise(doubled) -> None:
+    assert doubled(torch.ones(1)).item() == 2
+    assert doubled(torch.ones(1, dtype=torch.float64)).item() == 5
+
+
+def test_forcing_a_kernel(doubled) -> None:
+    with use_kernel("wrong"):
+        assert doubled(torch.ones(1)).item() == 5
+    with use_kernel("reference"):
+        assert doubled(torch.ones(1, dtype=torch.float64)).item() == 2
+    with use_kernel("exact"), pytest.raises(RuntimeError, match="no kernel 'exact'"):
+        doubled(torch.ones(1, dtype=torch.float64))
+
+
+def test_status_names_the_active_kernel(doubled) -> None:
+    assert kernel_status()["test_double"] == {"cpu": "exact", "cuda": "reference"}
+    assert set(kernel_status()) >= {"star", "star_mlp", "shift2d", "shift_conv2d", "depthwise_conv2d"}
