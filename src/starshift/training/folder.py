@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: made before anything costs time, written so that no file is ever half new."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from starshift.errors import StarshiftError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its ``summary.json`` says.
+
+    Attributes:
+        path: the folder; ``load_model(run.path)`` loads its network.
+        summary: best_top1 (per cent), best_epoch, epochs, seconds, images_per_s, params, macs, classes, ... .
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Read a finished run.
+
+        Raises:
+            StarshiftError: no run folder, or one whose training has not ended.
+        """
+        try:
+            return cls(Path(path), json.loads((Path(path) / "summary.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise StarshiftError(f"{path} holds no finished run (no readable summary.json)") from error
+
+    @property
+    def best_top1(self) -> float:
+        return self.summary["best_top1"]
+
+    @property
+    def best_epoch(self) -> int:
+        return self.summary["best_epoch"]
+
+    @property
+    def status(self) -> str:
+        return self.summary["status"]
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into one clear StarshiftError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise StarshiftError(
+                f"no space left to write the run folder {folder}. The last complete checkpoint in it is untouched: free some"
+                f" space, then go on with: starshift train --resume {folder}"
+            ) from error
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (errno.EROFS, errno.EIO):
+            raise StarshiftError(f"cannot write the run folder {folder}: {error.strerror}. Choose another with --out") from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all: a neighbour first, on the disk for sure, then renamed over the old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> None:
+    """Write all rows anew, atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([row[c] for c in columns] if isinstance(row, Mapping) else row)
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def new_run_folder(out: str | Path | None, model: str, data: str) -> Path:
+    """Make the folder (default ``runs/<model>-<data>-<n>``) and try that it can be written.
+
+    Raises:
+        StarshiftError: it exists and is not empty, or cannot be made or written.
+    """
+    if out is None:
+        stem = "-".join(re.sub(r"[^\w.]+", "-", Path(part).name or part).strip("-") for part in (model, data))
+        path = next(p for n in range(1, 100_000) if not (p := Path("runs") / f"{stem}-{n}").exists())
+    else:
+        path = Path(out).expanduser()
+    with disk_errors(path):
+        if path.is_dir() and any(path.iterdir()):
+            known = (path / "checkpoints" / "last.ckpt").is_file()
+            hint = f", or go on with it: starshift train --resume {path}" if known else ""
+            raise StarshiftError(f"{path} exists and is not empty: choose another folder with --out{hint}")
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_bytes(path / "checkpoints" / "probe", b"writable")
+        (path / "checkpoints" / "probe").unlink()
+    return path
+
+
+def run_to_resume(resume: str | Path) -> Path:
+    """The run folder that ``--resume`` means: the folder, or a checkpoint in it.
+
+    Raises:
+        StarshiftError: there is nothing to go on with.
+    """
+    path = Path(resume).expanduser()
+    if path.suffix == ".ckpt":
+        path = path.parent.parent
+    if not path.is_dir():
+        raise StarshiftError(f"--resume {resume}: there is no such run folder")
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        if not (path / name).is_file():
+            raise StarshiftError(f"--resume {path}: it holds no {name}, so there is nothing to go on with; start anew with another --out")
+    return path
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoints, replaced atomically, and read without running code from them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with disk_errors(Path(path).parent.parent):
+            write_bytes(Path(path), content.getbuffer())
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        try:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # torch raises nearly every kind on a damaged file
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise StarshiftError(f"{path} is damaged or no checkpoint of a run ({reason})") from error
+        if not isinstance(checkpoint, dict) or "epoch_so_far" not in checkpoint:
+            raise StarshiftError(f"{path} is no checkpoint of a run: use it as --checkpoint to start from its weights")
+        return checkpoint
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Let ``target`` name the same bytes as ``source`` does now; a later replacement of ``source`` leaves it alone."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # a file system without hard links
+        write_bytes(target, source.read_bytes())
+    else:
+        partial.replace(target)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine a run is on: its device, its memory allocator, and the facts that go into the summary."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from starshift.errors import StarshiftError
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+PACKAGES = ("starshift", "torch", "torchvision", "timm", "lightning")
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory for the next allocation instead of giving its pages back; True if it agreed.
+
+    Eager PyTorch on a CPU frees and allocates the same tens of megabytes at every step. With glibc's defaults each
+    allocation then faults its pages in anew, which costs about a tenth of a training step. Linux with glibc only.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    largest = 2**31 - 1
+    return bool(mallopt(_MMAP_THRESHOLD, largest)) and bool(mallopt(_TRIM_THRESHOLD, largest))
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_devices(devices: str) -> tuple[str, int]:
+    """The setting ``devices`` as Lightning's accelerator and number of devices.
+
+    Raises:
+        StarshiftError: a device that is not there, or a setting that means none.
+    """
+    if devices == "auto":
+        devices = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name, _, number = devices.partition(":")
+    if name.isdigit():
+        name, number = "cuda", name
+    number = number or "1"
+    if name not in ("cpu", "cuda", "mps") or not number.isdigit() or int(number) < 1:
+        raise StarshiftError(f"devices is auto, cpu, cuda, mps or a number of GPUs, not {devices!r}")
+    count = int(number)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise StarshiftError("devices: mps was asked for, but PyTorch finds no Apple GPU here; use --devices cpu")
+    if name == "cuda" and torch.cuda.device_count() < count:
+        raise StarshiftError(f"devices: {count} GPU(s) asked for, PyTorch finds {torch.cuda.device_count()} here; use --devices cpu or auto")
+    return name, count
+
+
+def device_name(accelerator: str, count: int) -> str:
+    """As shown to people: ``cpu (2 threads)``, ``NVIDIA H200``, ``4 x NVIDIA H200``."""
+    if accelerator == "cuda":
+        name = torch.cuda.get_device_name(0)
+    else:
+        name = f"cpu ({torch.get_num_threads()} threads)" if accelerator == "cpu" else accelerator
+    return name if count == 1 else f"{count} x {name}"
+
+
+def choose_workers(workers: int | None, accelerator: str, count: int, in_memory: bool) -> int:
+    """Data workers for each process, where the setting leaves the choice.
+
+    A GPU is fed by up to 8. On a CPU they take cores from the network: none for images already in memory, and for files
+    one where there are two cores, at most a quarter of many.
+    """
+    if workers is not None:
+        return workers
+    if in_memory:
+        return 0
+    if accelerator != "cpu":
+        return max(1, min(8, cores() // count))
+    return 0 if cores() == 1 else max(1, min(4, cores() // 4))
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, cores, GPUs and system."""
+    facts: dict[str, Any] = {"cpu": _cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "system": platform.platform(terse=True)}
+    if torch.cuda.is_available():
+        facts["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return facts
+
+
+def package_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()

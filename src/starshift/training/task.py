@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one training step does, as a LightningModule."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from starshift.data import Batch
+from starshift.errors import StarshiftError
+from starshift.training.config import TrainConfig
+from starshift.training.optim import make_loss, make_mixup, make_optimizer, make_schedule
+
+CHECK_EVERY = 20  # steps between looks at the loss where a look makes the host wait for the device
+
+
+class NotFiniteError(StarshiftError):
+    """The loss or the weights became NaN or infinite."""
+
+
+class ClassificationTask(LightningModule):
+    """Trains ``model`` on batches of the data loaders.
+
+    Randomness inside a step (mixup, dropout, drop path) depends on (seed, epoch, batch in the epoch, rank) alone, and the
+    learning rate on the number of the update alone: a resumed run repeats what an unbroken one would have done.
+
+    Args:
+        model: logits (N, classes) from images (N, C, H, W).
+        config: the settings.
+        classes: number of classes.
+        lr: learning rate at the schedule's peak.
+        batches: batches in an epoch.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, lr: float, batches: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.lr = lr
+        self.updates_per_epoch = -(-batches // config.grad_accum_steps)
+        self.mixup = make_mixup(config, classes)
+        self.criterion = make_loss(config, mixed=self.mixup is not None)
+        self.ema: ModelEmaV3 | None = None
+        if config.model_ema:
+            self.ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+            self.ema.requires_grad_(False)
+        # The running epoch; kept in checkpoints, so that an epoch broken off goes on where it stood.
+        self.batches_done = 0
+        self.images_done = 0
+        self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("first_bad", torch.full((), -1, dtype=torch.int64), persistent=False)
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The network that is validated and kept: the averaged weights where there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(self.model, self.config, self.lr)
+        self.set_rates = make_schedule(optimizer, self.config, self.updates_per_epoch)
+        return optimizer
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._seed_step()
+        self.set_rates(self.global_step)
+        image, target = batch.image, batch.target
+        if self.config.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        if self.mixup is not None:
+            off = self.config.mixup_off_epoch
+            self.mixup.mixup_enabled = not (off and self.current_epoch >= off)
+            image, target = self.mixup(image, target)
+        loss = self.criterion(self.model(image).float(), target)
+        self._watch(loss.detach(), len(image))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    def _seed_step(self) -> None:
+        key = (self.config.seed, self.current_epoch, self.batches_done, self.global_rank)
+        first, second = (int(word) for word in np.random.SeedSequence(key).generate_state(2))
+        torch.manual_seed(first)
+        np.random.seed(second)
+        random.seed(second)
+
+    def _watch(self, loss: Tensor, images: int) -> None:
+        """Add to the epoch's mean; note the first step whose loss is not finite, and stop at once where looking is free."""
+        self.loss_sum += loss.double() * images
+        self.images_done += images
+        self.batches_done += 1
+        step = self.global_step
+        self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), step, self.first_bad)
+        alone = self.trainer.world_size == 1
+        if (loss.device.type == "cpu" and alone) or self.batches_done % CHECK_EVERY == 0:
+            self.check_loss()
+
+    def check_loss(self) -> None:
+        """Raise NotFiniteError if a loss of any process was NaN or infinite."""
+        worst = self.trainer.strategy.reduce(self.first_bad, reduce_op="max") if self.trainer.world_size > 1 else self.first_bad
+        step = int(worst)
+        if step >= 0:
+            raise NotFiniteError(f"the loss became NaN or infinite in epoch {self.current_epoch + 1} at step {step} of {self.total_updates}")
+
+    @property
+    def total_updates(self) -> int:
+        return self.updates_per_epoch * self.config.epochs
+
+    def check_weights(self) -> None:
+        """Raise NotFiniteError if a weight is NaN or infinite: asked before a checkpoint replaces a good one."""
+        with torch.no_grad():
+            finite = torch.stack([torch.isfinite(p).all() for p in self.parameters()]).all()
+        if not bool(finite):
+            raise NotFiniteError(f"weights became NaN or infinite in epoch {self.current_epoch + 1}, by step {self.global_step} of {self.total_updates}")
+
+    def close_epoch(self) -> float:
+        """The mean training loss of the epoch; the next one starts from nothing."""
+        total, images = self.loss_sum, torch.tensor(float(self.images_done), dtype=torch.float64, device=self.loss_sum.device)
+        if self.trainer.world_size > 1:
+            total, images = (self.trainer.strategy.reduce(t.clone(), reduce_op="sum") for t in (total, images))
+        mean = float(total / images)
+        self.loss_sum.zero_()
+        self.images_done = self.batches_done = 0
+        return mean
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch_so_far"] = {"batches": self.batches_done, "images": self.images_done}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        so_far = checkpoint["epoch_so_far"]
+        self.batches_done, self.images_done = so_far["batches"], so_far["images"]
