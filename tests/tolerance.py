@@ -10,7 +10,7 @@ RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, tor
 
 
 def assert_close(name: str, actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
-    """Compare by relative RMS error at the tolerance of ``dtype`` (default: that of ``actual``); NaN and Inf must agree in place."""
+    """Compare by relative RMS error at the tolerance of ``dtype`` (default: ``actual``'s); NaN and Inf must agree."""
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     a, e = actual.detach().double(), expected.detach().double()
     finite = e.isfinite()

@@ -95,7 +95,7 @@ def test_shift_conv_is_a_spatial_convolution_with_one_tap_a_channel(stride, size
 
 
 def test_star_is_its_polynomial_expansion() -> None:
-    """One output channel has (d+1)(d+2)/2 terms alpha(i, j) x_i x_j, the bias folded in as a constant input (paper, eq. 3)."""
+    """One output has (d+1)(d+2)/2 terms alpha(i, j) x_i x_j, the bias folded in as a constant input (paper, eq. 3)."""
     d = 5
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(7, d, generator=generator, dtype=torch.float64)
