@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in: decoding, data sets, augmentation and loaders.
+
+>>> from starshift.data import open_data, train_loader, Augment
+>>> data = open_data("photos")  # a folder of class folders
+>>> loader = train_loader(data.train, preprocessing, Augment(), batch_size=64, workers=2, seed=0)
+"""
+
+from __future__ import annotations
+
+from starshift.data.augment import Augment
+from starshift.data.decode import BadImageError, decode_image
+from starshift.data.images import ImageSet
+from starshift.data.loader import Batch, ImageLoader, eval_loader, train_loader
+from starshift.data.sources import DataSource, open_data, open_eval_data
+from starshift.data.transforms import denormalise, load_image
+
+__all__ = [
+    "Augment",
+    "BadImageError",
+    "Batch",
+    "DataSource",
+    "ImageLoader",
+    "ImageSet",
+    "decode_image",
+    "denormalise",
+    "eval_loader",
+    "load_image",
+    "open_data",
+    "open_eval_data",
+    "train_loader",
+]

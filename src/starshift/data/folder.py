@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets that are folders of images: with a folder per split, or one folder per class."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starshift.data.images import FileImages, ImageSet, Selection
+from starshift.data.randomness import permutation
+from starshift.errors import StarshiftError, nearest
+
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2".split()  # noqa: SIM905
+)
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+
+
+@dataclass
+class ClassFolders:
+    """What lies below a folder of class folders: image files by class, and the files that are no images by their
+    name."""
+
+    root: Path
+    files: dict[str, list[str]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    def images(self, classes: Sequence[str], channels: int) -> FileImages:
+        """All images; ``classes`` gives the numbering."""
+        number = {name: i for i, name in enumerate(classes)}
+        files = [(path, number[name]) for name, paths in self.files.items() for path in paths]
+        return FileImages(self.root, [f for f, _ in files], [t for _, t in files], classes, channels)
+
+    def notes(self) -> list[str]:
+        if not self.others:
+            return []
+        shown = ", ".join(self.others[:3]) + (", ..." if len(self.others) > 3 else "")
+        return [f"{len(self.others)} file(s) in {self.root} are not images by their name and left out: {shown}"]
+
+
+def scan(root: Path) -> ClassFolders:
+    """List the images below ``root``: every folder in it is a class, whatever lies at any depth in that belongs to it.
+
+    Hidden files and folders are ignored; links are followed, each folder once. Names are sorted, so the order is
+    everywhere the same.
+
+    Raises:
+        StarshiftError: the folder is missing, empty, has no class folders, or one of them holds no image.
+    """
+    found = ClassFolders(root)
+    for name in subfolders(root):
+        found.files[name] = []
+        for path in sorted(_walk(root, name)):
+            is_image = os.path.splitext(path)[1].lower() in EXTENSIONS
+            (found.files[name] if is_image else found.others).append(path)
+    loose = [e.name for e in os.scandir(root) if e.is_file() and not e.name.startswith(".")]
+    if not any(found.files.values()):
+        raise StarshiftError(_nothing_found(root, found, loose))
+    empty = [name for name, files in found.files.items() if not files]
+    if empty:
+        raise StarshiftError(f"no images in the class folder(s) {_names(empty)} of {root}: fill or remove them")
+    found.others += sorted(loose)
+    return found
+
+
+def subfolders(root: Path) -> list[str]:
+    """The names of the visible folders in ``root``, sorted.
+
+    Raises:
+        StarshiftError: ``root`` is missing or no folder, or may not be read.
+    """
+    try:
+        return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith((".", "__")))
+    except FileNotFoundError:
+        raise StarshiftError(f"no such folder: {root}") from None
+    except NotADirectoryError:
+        raise StarshiftError(f"not a folder: {root}. Give the folder that holds one folder per class") from None
+    except OSError as error:
+        raise StarshiftError(f"cannot read the folder {root}: {error.strerror}") from error
+
+
+def _walk(root: Path, name: str) -> list[str]:
+    """Visible files below root/name, as posix paths relative to root."""
+    paths: list[str] = []
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root / name, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(b for b in below if not b.startswith((".", "__")))
+        prefix = os.path.relpath(folder, root).replace(os.sep, "/")
+        paths += [f"{prefix}/{file}" for file in files if not file.startswith(".")]
+    return paths
+
+
+def _nothing_found(root: Path, found: ClassFolders, loose: list[str]) -> str:
+    layout = "one folder per class with the images in it, or train/ and val/ with such folders in them"
+    if any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in loose):
+        return f"the images in {root} lie side by side: starshift wants {layout}"
+    if not found.files and not loose:
+        return f"the folder {root} is empty: starshift wants {layout}"
+    return f"no images in {root}: starshift wants {layout}"
+
+
+def find_split(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of the folders ``names`` in ``root`` that has folders in it, or None."""
+    return next((root / name for name in names if (root / name).is_dir() and subfolders(root / name)), None)
+
+
+def open_folder(root: Path, *, val_fraction: float, seed: int, channels: int) -> tuple[ImageSet, ImageSet, list[str]]:
+    """Training and validation images of a folder, and notes on how they were found.
+
+    Raises:
+        StarshiftError: see :func:`scan` and :func:`split`; also where the classes of train and val differ (they are
+        named).
+    """
+    visible = subfolders(root)
+    train_root, val_root = find_split(root, TRAIN_NAMES), find_split(root, VAL_NAMES)
+    if train_root is not None and val_root is None and set(visible) - {*TRAIN_NAMES, *VAL_NAMES}:
+        train_root = None  # "train" is one class among others (vehicles)
+    if train_root is None:
+        if val_root is not None and set(visible) <= set(VAL_NAMES):
+            raise StarshiftError(f"{root} holds {_names(visible)} but no train/ folder")
+        found = scan(root)
+        train, val = split(found.images(_two_or_more(found), channels), val_fraction, seed)
+        return train, val, [*found.notes(), _split_note(val_fraction, seed)]
+    found = scan(train_root)
+    classes = _two_or_more(found)
+    images = found.images(classes, channels)
+    if val_root is None:
+        train, val = split(images, val_fraction, seed)
+        return train, val, [*found.notes(), f"{root} has no val/ with class folders: {_split_note(val_fraction, seed)}"]
+    found_val = scan(val_root)
+    _same_classes(train_root, classes, val_root, list(found_val.files))
+    notes = [*found.notes(), *found_val.notes()]
+    if val_root.name in ("test", "testing"):
+        notes.append(f"validation uses {val_root}")
+    return images, found_val.images(classes, channels), notes
+
+
+def split(images: ImageSet, val_fraction: float, seed: int) -> tuple[Selection, Selection]:
+    """Divide a set at random, class by class, as a function of ``seed``: (train, val).
+
+    Every class gives ``val_fraction`` of its images, at least one, and keeps at least one.
+
+    Raises:
+        StarshiftError: ``val_fraction`` is not in (0, 1), or a class has a single image.
+    """
+    if not 0 < val_fraction < 1:
+        raise StarshiftError(f"val_fraction is a share in (0, 1), not {val_fraction}")
+    single = [images.classes[t] for t, n in sorted(Counter(images.targets).items()) if n == 1]
+    if single:
+        raise StarshiftError(
+            f"the class(es) {_names(single)} have a single image, which cannot be split into training and validation: "
+            "add images, or give train/ and val/ folders"
+        )
+    members: dict[int, list[int]] = {}
+    for index, target in enumerate(images.targets):
+        members.setdefault(target, []).append(index)
+    train: list[int] = []
+    val: list[int] = []
+    for target in sorted(members):
+        indices = members[target]
+        count = min(max(round(len(indices) * val_fraction), 1), len(indices) - 1)
+        order = permutation(len(indices), seed, target)
+        val += sorted(indices[i] for i in order[:count])
+        train += sorted(indices[i] for i in order[count:])
+    return Selection(images, train), Selection(images, val)
+
+
+def _two_or_more(found: ClassFolders) -> list[str]:
+    if len(found.files) < 2:
+        raise StarshiftError(
+            f"only one class ({_names(found.files)}) in {found.root}: a classifier needs at least two class folders"
+        )
+    return list(found.files)
+
+
+def _same_classes(train_root: Path, train: Sequence[str], val_root: Path, val: Sequence[str]) -> None:
+    missing, extra = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if not missing and not extra:
+        return
+    parts = []
+    if missing:
+        parts.append(f"only in {train_root}: {_names(missing)}")
+    if extra:
+        parts.append(f"only in {val_root}: {_names(extra)}.{nearest(extra[0], train)}")
+    raise StarshiftError("the classes of training and validation differ; " + "; ".join(parts))
+
+
+def _split_note(val_fraction: float, seed: int) -> str:
+    return f"{val_fraction:.0%} of every class is held out for validation (seed {seed})"
+
+
+def _names(names: Sequence[str] | dict[str, list[str]]) -> str:
+    listed = [repr(n) for n in names]
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of labelled images that are read by index: from memory, from files, or from anything that hands out encoded
+images."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from starshift.data.decode import BadImageError, Box, Source, decode_crop, image_size
+
+CACHE_BYTES = 512 << 20
+"""Sets of small images are kept decoded in memory up to this many bytes."""
+CACHE_SIDE = 64
+"""... if their images, all of one size, are at most this high and wide."""
+
+
+class ImageSet(abc.ABC):
+    """Labelled images, by index.
+
+    Attributes:
+        targets: the class of every image, as an index into ``classes``.
+        classes: their names.
+        channels: 1 or 3, of what :meth:`read` returns.
+        pixels: every image decoded, uint8 (N, H, W, C), where the set is small enough to be kept so; else None.
+        bad: reasons why images of ``pixels`` could not be read, by index (their pixels are zero).
+    """
+
+    def __init__(self, targets: Sequence[int], classes: Sequence[str], channels: int = 3) -> None:
+        self.targets = [int(t) for t in targets]
+        self.classes = tuple(classes)
+        self.channels = channels
+        self.pixels: NDArray[np.uint8] | None = None
+        self.bad: dict[int, str] = {}
+
+    @abc.abstractmethod
+    def source(self, index: int) -> Source:
+        """The image as it is stored: a path, encoded bytes, a Pillow image or a uint8 tensor (C, H, W)."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str:
+        """What to call the image in a report: its path where it has one."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(
+        self, index: int, *, crop: Callable[[int, int], Box] | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Decode image ``index``: uint8 (C, H, W). ``crop`` and ``size`` as for
+        :func:`starshift.data.decode.decode_crop`.
+
+        Raises:
+            BadImageError: with the reason, where it cannot be read.
+        """
+        if self.pixels is None:
+            return decode_crop(self.source(index), channels=self.channels, crop=crop, size=size)[0]
+        if index in self.bad:
+            raise BadImageError(self.bad[index])
+        return decode_crop(torch.from_numpy(self.pixels[index]).permute(2, 0, 1), channels=self.channels, crop=crop)[0]
+
+    def native_size(self, probes: int = 16) -> tuple[int, int] | None:
+        """(height, width) if images taken evenly from the set all have the same, else None."""
+        if self.pixels is not None:
+            return self.pixels.shape[1], self.pixels.shape[2]
+        sizes = set()
+        for index in range(0, len(self), max(len(self) // probes, 1)):
+            try:
+                sizes.add(image_size(self.source(index)))
+            except BadImageError:
+                continue
+            if len(sizes) > 1:
+                return None
+        return sizes.pop() if sizes else None
+
+    def load_small(self) -> bool:
+        """Decode the whole set into :attr:`pixels`, if its images are small, all of one size, and few enough; says
+        whether they are.
+
+        Done once; later calls return at once. What turns out to be unreadable is kept in :attr:`bad`.
+        """
+        if self.pixels is not None:
+            return True
+        size = self.native_size()
+        if size is None or max(size) > CACHE_SIDE or len(self) * size[0] * size[1] * self.channels > CACHE_BYTES:
+            return False
+        pixels = np.zeros((len(self), *size, self.channels), np.uint8)
+        bad: dict[int, str] = {}
+
+        def load(index: int) -> bool:
+            try:
+                image = decode_crop(self.source(index), channels=self.channels)[0]
+            except BadImageError as error:
+                bad[index] = str(error)
+                return True
+            if image.shape[1:] != size:
+                return False
+            pixels[index] = image.permute(1, 2, 0).numpy()
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            if not all(pool.map(load, range(len(self)), chunksize=256)):
+                return False
+        self.pixels, self.bad = pixels, bad
+        return True
+
+
+class ArrayImages(ImageSet):
+    """Images in memory: uint8 (N, H, W, C)."""
+
+    def __init__(
+        self, pixels: NDArray[np.uint8], targets: Sequence[int], classes: Sequence[str], names: Sequence[str]
+    ) -> None:
+        super().__init__(targets, classes, pixels.shape[3])
+        self.pixels = np.ascontiguousarray(pixels)
+        self.names = list(names)
+
+    def source(self, index: int) -> Source:
+        assert self.pixels is not None
+        return torch.from_numpy(self.pixels[index]).permute(2, 0, 1)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+class FileImages(ImageSet):
+    """Images in files; ``root`` and the paths below it, which are also their names."""
+
+    def __init__(
+        self, root: Path, files: Sequence[str], targets: Sequence[int], classes: Sequence[str], channels: int = 3
+    ) -> None:
+        super().__init__(targets, classes, channels)
+        self.root = root
+        self.files = list(files)
+
+    def source(self, index: int) -> Source:
+        return f"{self.root}/{self.files[index]}"
+
+    def name(self, index: int) -> str:
+        return f"{self.root}/{self.files[index]}"
+
+
+class StoredImages(ImageSet):
+    """Images handed out by a function of their index, such as the reader of a data set in a format of its own."""
+
+    def __init__(
+        self,
+        fetch: Callable[[int], Any],
+        name: Callable[[int], str],
+        targets: Sequence[int],
+        classes: Sequence[str],
+        channels: int = 3,
+    ) -> None:
+        super().__init__(targets, classes, channels)
+        self._fetch, self._name = fetch, name
+
+    def source(self, index: int) -> Source:
+        return self._fetch(index)
+
+    def name(self, index: int) -> str:
+        return self._name(index)
+
+
+class Selection(ImageSet):
+    """Some images of another set, in the order of ``indices``; ``targets`` may renumber their classes."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        indices: Sequence[int],
+        targets: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        chosen = [images.targets[i] for i in indices] if targets is None else targets
+        super().__init__(chosen, images.classes if classes is None else classes, images.channels)
+        self.images, self.indices = images, [int(i) for i in indices]
+        if images.pixels is not None:
+            self.pixels = images.pixels[self.indices]
+
+    def source(self, index: int) -> Source:
+        return self.images.source(self.indices[index])
+
+    def name(self, index: int) -> str:
+        return self.images.name(self.indices[index])

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets under timm's names: ``torch/...`` through timm and torchvision, ``hfds/...`` through datasets,
+``wds/...`` from local tars."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from starshift.data.folder import split
+from starshift.data.images import ArrayImages, FileImages, ImageSet, StoredImages
+from starshift.errors import StarshiftError, nearest
+
+DEFAULT_DIR = Path("~/.cache/starshift")
+TORCH_NAMES = tuple(
+    "cifar10 cifar100 mnist kmnist fashion_mnist qmnist imagenet places365 inaturalist image_folder".split()  # noqa: SIM905
+)
+_VAL_SPLITS = ("validation", "val", "valid", "test")
+
+Opened = tuple[ImageSet, ImageSet, list[str]]
+
+
+def open_named(
+    name: str, *, val_fraction: float, seed: int, channels: int, data_dir: str | Path | None, download: bool
+) -> Opened:
+    """Training and validation images of a named data set, and notes.
+
+    Raises:
+        StarshiftError: the name is unknown, the data is not there (and ``download`` is False), or a package is missing.
+    """
+    kind, _, rest = name.partition("/")
+    if not rest:
+        raise StarshiftError(f"{name} lacks a name: say which data set, such as torch/cifar10")
+    if kind == "torch":
+        return _open_torch(rest, channels, data_dir, download)
+    if kind == "hfds":
+        return _open_hfds(rest, val_fraction, seed, channels, data_dir, download)
+    from starshift.data.shards import open_shards
+
+    return open_shards(
+        Path(data_dir or ".").expanduser() / rest, val_fraction=val_fraction, seed=seed, channels=channels
+    )
+
+
+def _open_torch(name: str, channels: int, data_dir: str | Path | None, download: bool) -> Opened:
+    from timm.data import create_dataset
+
+    if name not in TORCH_NAMES:
+        raise StarshiftError(
+            f"unknown data set torch/{name}.{nearest(name, TORCH_NAMES)} There are {', '.join(TORCH_NAMES)}"
+        )
+    root = Path(data_dir).expanduser() if data_dir is not None else DEFAULT_DIR.expanduser()
+    if download:
+        root.mkdir(parents=True, exist_ok=True)
+
+    def part(which: str) -> ImageSet:
+        try:
+            data = create_dataset(f"torch/{name}", root=str(root), split=which, download=download)
+        except (RuntimeError, OSError, AssertionError, KeyError, ValueError) as error:
+            advice = "" if download else ". Give the folder it lies in (data_dir), or let it be fetched (download)"
+            raise StarshiftError(f"cannot open torch/{name} ({which}) in {root}: {error}{advice}") from error
+        return _from_torchvision(data, f"{name}/{which}", channels)
+
+    train, val = part("train"), part("validation")
+    if train.classes != val.classes:
+        raise StarshiftError(
+            f"the classes of training and validation differ: {sorted(set(train.classes) ^ set(val.classes))}"
+        )
+    return train, val, []
+
+
+def _from_torchvision(data: Any, name: str, channels: int) -> ImageSet:
+    """A torchvision data set as ours: its array where it keeps one, its files where it lists them, else whatever it
+    hands out."""
+    files = getattr(data, "samples", None) or getattr(data, "imgs", None)
+    if files:
+        classes = getattr(data, "classes", None) or [str(i) for i in range(max(t for _, t in files) + 1)]
+        classes = [c if isinstance(c, str) else ", ".join(c) for c in classes]
+        paths = [os.path.relpath(f, data.root) for f, _ in files]
+        return FileImages(Path(data.root), paths, [t for _, t in files], classes, channels)
+    pixels = getattr(data, "data", None)
+    if pixels is not None:
+        array = np.asarray(pixels)
+        array = _channels(array[..., None] if array.ndim == 3 else array, channels)
+        targets = np.asarray(data.targets)
+        targets = (targets if targets.ndim == 1 else targets[:, 0]).tolist()
+        return ArrayImages(
+            array, targets, [str(c) for c in data.classes], [f"{name}/{i:05d}" for i in range(len(array))]
+        )
+    index = data.index  # iNaturalist: (class number, file name)
+    classes = list(data.all_categories)
+    return StoredImages(
+        lambda i: os.path.join(data.root, classes[index[i][0]], index[i][1]),
+        lambda i: f"{classes[index[i][0]]}/{index[i][1]}",
+        [t for t, _ in index],
+        classes,
+        channels,
+    )
+
+
+def _channels(array: np.ndarray, channels: int) -> np.ndarray:
+    if array.shape[3] == channels:
+        return array
+    if channels == 3:
+        return np.repeat(array, 3, axis=3)
+    weights = np.array([19595, 38470, 7471], np.int64)  # ITU-R 601, in Pillow's fixed point
+    return ((array.astype(np.int64) @ weights + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def _open_hfds(
+    name: str, val_fraction: float, seed: int, channels: int, data_dir: str | Path | None, download: bool
+) -> Opened:
+    try:
+        import datasets
+    except ImportError:
+        raise StarshiftError("hfds/... needs the package datasets: pip install 'starshift[hfds]'") from None
+    cache = str(Path(data_dir).expanduser()) if data_dir is not None else None
+    config = datasets.DownloadConfig(local_files_only=not download)
+    try:
+        parts = datasets.load_dataset(name, cache_dir=cache, download_config=config)
+    except Exception as error:  # whatever it trips over, from a name that is not there to a file it cannot parse
+        advice = (
+            "" if download or Path(name).exists() else ". Let it be fetched (download), or give the path of a local one"
+        )
+        raise StarshiftError(f"cannot open hfds/{name}: {error}{advice}") from error
+    if "train" not in parts:
+        raise StarshiftError(f"hfds/{name} has no split 'train', only {', '.join(parts)}")
+    train = _from_hugging_face(parts["train"], f"hfds/{name}/train", channels)
+    which = next((s for s in _VAL_SPLITS if s in parts), None)
+    if which is None:
+        held, out = split(train, val_fraction, seed)
+        return (
+            held,
+            out,
+            [f"hfds/{name} has no validation split: {val_fraction:.0%} of every class is held out (seed {seed})"],
+        )
+    return (
+        train,
+        _from_hugging_face(parts[which], f"hfds/{name}/{which}", channels),
+        [f"validation uses the split {which!r}"],
+    )
+
+
+def _from_hugging_face(data: Any, name: str, channels: int) -> ImageSet:
+    import datasets
+
+    image_key = next((k for k, f in data.features.items() if isinstance(f, datasets.Image)), None)
+    label_key = next((k for k in ("label", "labels", "fine_label", "class") if k in data.features), None)
+    if image_key is None or label_key is None:
+        raise StarshiftError(
+            f"{name} needs a column of images and one called 'label'; it has {', '.join(data.features)}"
+        )
+    labels = data.features[label_key]
+    targets = data[label_key][:]
+    classes = list(labels.names) if isinstance(labels, datasets.ClassLabel) else sorted({str(t) for t in targets})
+    if not isinstance(labels, datasets.ClassLabel):
+        number = {c: i for i, c in enumerate(classes)}
+        targets = [number[str(t)] for t in targets]
+    undecoded = data.cast_column(image_key, datasets.Image(decode=False))
+
+    def fetch(index: int) -> bytes | str:
+        image = undecoded[index][image_key]
+        return image["bytes"] or image["path"]
+
+    def called(index: int) -> str:
+        path = undecoded[index][image_key]["path"]
+        return f"{name}/{path}" if path else f"{name}/{index:06d}"
+
+    return StoredImages(fetch, called, targets, classes, channels)

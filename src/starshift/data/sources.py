@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a data set by what a user types: ``digits``, a folder, or timm's ``torch/...``, ``hfds/...``, ``wds/...``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from starshift.data import named
+from starshift.data.folder import VAL_NAMES, find_split, open_folder, scan, split
+from starshift.data.images import ArrayImages, ImageSet, Selection
+from starshift.errors import StarshiftError, nearest
+
+_PREFIXES = ("torch/", "hfds/", "wds/")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set, opened.
+
+    Attributes:
+        name: what it was opened by.
+        classes: names of the classes; targets are indices into them.
+        train, val: the images.
+        native_size: (height, width) if all images have the same (as far as a few of them tell), else None.
+        notes: what a user should know of how the data was found: a split made, files left out.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+    native_size: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
+
+
+def open_data(
+    spec: str | Path,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    channels: int = 3,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+) -> DataSource:
+    """Open a data set for training.
+
+    Args:
+        spec: ``digits`` (8x8 pixels, in scikit-learn); a folder with train/ and val/ (or validation/, valid/, test/)
+            or with one folder per class; ``torch/NAME`` (torchvision's, such as ``torch/cifar10``), ``hfds/NAME``
+            (Hugging Face datasets, by name or local path), ``wds/FOLDER`` (webdataset shards ``*.tar`` on disk).
+        val_fraction: share of every class held out for validation where the data has no such split of its own.
+        seed: of that split.
+        channels: 1 or 3.
+        data_dir: where named data sets lie; by default ~/.cache/starshift.
+        download: fetch a named data set that is not there.
+
+    Raises:
+        StarshiftError: no such folder, no images, a single class, a class with a single image that would have to be
+            split, classes that differ between training and validation, an unknown name, a package that is missing.
+    """
+    name = str(spec)
+    train: ImageSet
+    val: ImageSet
+    notes: list[str]
+    if name == "digits":
+        train, val = split(_digits(channels), val_fraction, seed)
+        notes = []
+    elif name.startswith(_PREFIXES) and not Path(name).is_dir():
+        train, val, notes = named.open_named(
+            name, val_fraction=val_fraction, seed=seed, channels=channels, data_dir=data_dir, download=download
+        )
+    else:
+        root = _existing(name)
+        train, val, notes = open_folder(root, val_fraction=val_fraction, seed=seed, channels=channels)
+    return DataSource(name, train.classes, train, val, train.native_size(), tuple(notes))
+
+
+def open_eval_data(
+    spec: str | Path,
+    classes: Sequence[str],
+    *,
+    channels: int = 3,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+) -> ImageSet:
+    """Open labelled images to evaluate a model of ``classes`` on; targets are indices into ``classes``, matched by
+    name.
+
+    Args:
+        spec: a folder with one folder per class, or one that holds val/ (or validation/, valid/, test/: the first of
+            these) with such folders; otherwise as for :func:`open_data`, of which the validation part is taken.
+        classes: the model's class names. The data may lack some of them.
+        val_fraction, seed: those of training. Given the very folder of class folders that a model was trained on,
+            pass them to get the part that was held out; with None all its images are taken.
+        channels, data_dir, download: as for :func:`open_data`.
+
+    Raises:
+        StarshiftError: as :func:`open_data`; also for a class that the model does not know.
+    """
+    name = str(spec)
+    if name == "digits" or (name.startswith(_PREFIXES) and not Path(name).is_dir()):
+        fraction = 0.2 if val_fraction is None else val_fraction
+        opened = open_data(
+            name, val_fraction=fraction, seed=seed, channels=channels, data_dir=data_dir, download=download
+        )
+        return _renumbered(opened.val, classes, name)
+    root = _existing(name)
+    split_root = find_split(root, VAL_NAMES)
+    if split_root is not None and not set(classes) & {p.name for p in root.iterdir() if p.is_dir()}:
+        root = split_root
+    elif val_fraction is not None:
+        return _renumbered(open_data(root, val_fraction=val_fraction, seed=seed, channels=channels).val, classes, name)
+    found = scan(root)
+    return _renumbered(found.images(list(found.files), channels), classes, str(root))
+
+
+def _renumbered(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
+    unknown = [c for c in images.classes if c not in set(classes)]
+    if unknown:
+        shown = ", ".join(repr(c) for c in unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
+        known = ", ".join(repr(c) for c in list(classes)[:8]) + (", ..." if len(classes) > 8 else "")
+        raise StarshiftError(
+            f"{name} has class(es) that the model does not know: {shown}.{nearest(unknown[0], classes)} "
+            f"It knows {known}"
+        )
+    if tuple(classes) == images.classes:
+        return images
+    number = {c: i for i, c in enumerate(classes)}
+    targets = [number[images.classes[t]] for t in images.targets]
+    return Selection(images, range(len(images)), targets, classes)
+
+
+def _existing(name: str) -> Path:
+    root = Path(name).expanduser()
+    if not root.exists():
+        hint = nearest(name, ["digits", *_PREFIXES]) if "/" not in name else ""
+        raise StarshiftError(
+            f"no such folder: {name}.{hint} Data is a folder, 'digits', or timm's torch/..., hfds/..., wds/..."
+        )
+    return root
+
+
+def _digits(channels: int) -> ArrayImages:
+    """scikit-learn's 1,797 digits (UCI, Alpaydin and Kaynak 1998): grey levels 0 to 16 scaled to 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    pixels = np.repeat(pixels, channels, axis=3)
+    return ArrayImages(
+        pixels, data.target.tolist(), [str(d) for d in range(10)], [f"digits/{i:04d}" for i in range(len(pixels))]
+    )

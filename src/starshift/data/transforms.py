@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From decoded pixels to the network's input: antialiased resize, centre crop, normalisation. The one path of
+evaluation.
+
+Images are uint8 (C, H, W) throughout, laid out in memory as H, W, C, for which PyTorch's antialiased uint8 resize is
+vectorised; only the last step makes floats.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from starshift.data.decode import Source, decode_crop
+from starshift.preprocessing import Preprocessing
+
+_LONGEST = 4
+"""An image longer than this many times its short side is cut to it (about its centre) before the resize; the crop
+never shows more."""
+
+
+def load_image(source: Source, preprocessing: Preprocessing) -> Tensor:
+    """Decode, resize, centre-crop and normalise one image: float32 (C, H, W). Evaluation, prediction and export all
+    come through here.
+
+    Args:
+        source: a path, the bytes of a file, a Pillow image, or a uint8 tensor (C, H, W).
+        preprocessing: size, interpolation, crop share, mean and std; the number of channels is that of the mean.
+
+    Raises:
+        BadImageError: where there is no image to be had.
+    """
+    return normalise(load_pixels(source, preprocessing)[None], preprocessing)[0]
+
+
+def load_pixels(source: Source, preprocessing: Preprocessing) -> Tensor:
+    """As :func:`load_image`, before the normalisation: uint8 (C, H, W)."""
+
+    def region(height: int, width: int) -> tuple[int, int, int, int]:
+        tall, wide = min(height, _LONGEST * width), min(width, _LONGEST * height)
+        return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+    pixels, _ = decode_crop(source, channels=preprocessing.channels, crop=region, size=_scale_size(preprocessing))
+    return eval_pixels(pixels, preprocessing)
+
+
+def eval_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Resize the shorter side to ``size / crop_pct`` and crop the centre: uint8 (..., C, H, W) to uint8 (..., C,
+    *size)."""
+    height, width = preprocessing.size
+    pixels = resize(
+        pixels, _resized(pixels.shape[-2], pixels.shape[-1], _scale_size(preprocessing)), preprocessing.interpolation
+    )
+    top, left = round((pixels.shape[-2] - height) / 2), round((pixels.shape[-1] - width) / 2)
+    return pixels[..., top : top + height, left : left + width]
+
+
+def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Resize uint8 (C, H, W) or (N, C, H, W) to ``size`` = (height, width), antialiased as Pillow does it; the result
+    is uint8."""
+    if pixels.shape[-2:] == size:
+        return pixels
+    batch = pixels if pixels.ndim == 4 else pixels[None]
+    if interpolation == "nearest":
+        batch = F.interpolate(batch, size=size, mode="nearest-exact")
+    else:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        batch = F.interpolate(batch, size=size, mode=interpolation, antialias=True, align_corners=False)
+    return batch if pixels.ndim == 4 else batch[0]
+
+
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(pixels / 255 - mean) / std, per channel: uint8 (N, C, H, W) to float32 of the same shape, channels last in
+    memory."""
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).mul_(255).view(1, -1, 1, 1)
+    scale = torch.tensor(preprocessing.std, dtype=torch.float32).mul_(255).reciprocal_().view(1, -1, 1, 1)
+    return torch.sub(pixels.contiguous(memory_format=torch.channels_last), mean).mul_(scale)
+
+
+def denormalise(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The inverse of :func:`normalise`, for showing: float (..., C, H, W) to uint8 of the same shape."""
+    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
+    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
+    return (image.detach().cpu().float() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _scale_size(preprocessing: Preprocessing) -> tuple[int, int]:
+    height, width = preprocessing.size
+    return math.floor(height / preprocessing.crop_pct), math.floor(width / preprocessing.crop_pct)
+
+
+def _resized(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size of the same aspect ratio that covers ``target``; rounded as torchvision (square) and timm
+    (otherwise) do."""
+    if target[0] == target[1]:
+        if height <= width:
+            return target[0], int(target[0] * width / height)
+        return int(target[0] * height / width), target[0]
+    ratio = min(height / target[0], width / target[1])
+    return max(round(height / ratio), target[0]), max(round(width / ratio), target[1])

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a result was measured on: the machine and the versions of what matters. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "starshift")
+
+
+@lru_cache(maxsize=1)
+def machine_facts() -> dict[str, str | int | float]:
+    """``cpu`` (model name), ``cores`` (that this process may use), ``memory_gb``, ``os``; and ``gpu`` where PyTorch
+    is loaded and sees one."""
+    facts: dict[str, str | int | float] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_gb": _memory_gb(),
+        "os": f"{platform.system()} {platform.machine()}",
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name(0)
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the :data:`PACKAGES` that are installed, by name."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return 0.0
