@@ -11,8 +11,6 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, a model folder, hf-hub:OWNER/NAME, or an exported file.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a batch.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", "-j", min=0, help="Decoders beside the model; default: the cores.")
-]
+Workers = Annotated[int | None, typer.Option("--workers", "-j", min=0, help="Image decoders; default: by the cores.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -24,18 +24,14 @@ def command(
     run: RunArgument,
     data: Annotated[
         str,
-        typer.Argument(
-            metavar="DATA", help="A folder with one folder a class, or val/ or test/ in it; or a data set's name."
-        ),
+        typer.Argument(metavar="DATA", help="A folder with one folder a class, or with val/ or test/; or a name."),
     ],
     batch_size: BatchSize = 64,
     workers: Workers = None,
     device: Device = "auto",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: a row a class and one for the whole.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write the results to this .json or .csv file.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write to this .json or .csv file.")] = None,
 ) -> None:
     from starshift.infer import evaluate
 

@@ -16,25 +16,15 @@ HELP = "Write a run or a model as one file for another runtime, checked against 
 def command(
     run: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN|MODEL", help="A run folder, a model folder, hf-hub:..., or a name from 'starshift models'."
-        ),
+        typer.Argument(metavar="RUN|MODEL", help="A run or model folder, or one of 'starshift models'."),
     ],
-    format: Annotated[
-        str, typer.Option("--format", "-f", help="The kind of file; 'starshift info' lists them.")
-    ] = "onnx",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File or folder; default: in the run's folder, or here.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Images to check with; default: the run's validation images.")
-    ] = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="Kind of file; see 'starshift info'.")] = "onnx",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: in the run's folder, or here.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Images to check on; default: the run's.")] = None,
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="Weights for the name of a model; without, they are random.")
+        str | None, typer.Option("--checkpoint", help="Weights for a model's name; else random.")
     ] = None,
-    img_size: Annotated[
-        int | None, typer.Option("--img-size", min=1, help="Side of the input in pixels; default: the network's.")
-    ] = None,
+    img_size: Annotated[int | None, typer.Option("--img-size", min=1, help="Side of the input, pixels.")] = None,
     as_json: Json = False,
 ) -> None:
     from starshift.deploy import export_checked

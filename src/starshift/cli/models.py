@@ -15,14 +15,12 @@ HELP = "List the models: parameters, MACs, input size, published accuracy."
 
 
 def command(
-    filter: Annotated[
-        str, typer.Argument(metavar="[FILTER]", help="A pattern or a part of the name: starnet, shift*20.")
-    ] = "",
+    filter: Annotated[str, typer.Argument(metavar="[FILTER]", help="Part of a name, or a pattern.")] = "",
     as_json: Json = False,
 ) -> None:
     from starshift.models import list_models, model_info
 
-    names = list_models(filter)
+    names = list_models(filter if set(filter) & set("*?[") else f"*{filter}*")
     if not names:
         raise StarshiftError(f"no model matches '{filter}'; 'starshift models' lists all")
     infos = [model_info(name) for name in names]

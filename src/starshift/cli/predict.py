@@ -20,9 +20,7 @@ HELP = "Name what is on images: files, folders, patterns, or names on stdin (-).
 
 def command(
     run: RunArgument,
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATHS...", help="Files, folders (all depths), patterns, or - for stdin.")
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATHS...", help="Files, folders, patterns, - for stdin.")],
     topk: Annotated[int, typer.Option("--topk", "-k", min=1, help="Classes an image.")] = 5,
     format: Annotated[str, typer.Option("--format", "-f", help="jsonl (one JSON object a line) or csv.")] = "jsonl",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file; default: stdout.")] = None,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from starshift.deploy._export import Exported, export, export_checked
 from starshift.deploy._metadata import Metadata
-from starshift.deploy._predictor import Predictor
+from starshift.deploy._predictor import Predictor, TrainedOn
+from starshift.deploy._source import run_config
 from starshift.deploy._target import Target, get_target, relative_error, require, target_of, targets
 from starshift.errors import StarshiftError
 
@@ -16,11 +17,13 @@ __all__ = [
     "Metadata",
     "Predictor",
     "Target",
+    "TrainedOn",
     "export",
     "export_checked",
     "get_target",
     "load_exported",
     "relative_error",
+    "run_config",
     "target_of",
     "targets",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from starshift.deploy._metadata import Metadata, package_versions, source_commit
-from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source, run_config
+from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source
 from starshift.deploy._target import Target, get_target, require
 from starshift.errors import StarshiftError
 
@@ -69,7 +69,7 @@ def export_checked(
     Args:
         source: run folder, model folder, ``local-dir:...``, ``hf-hub:...``, or the name of an architecture.
         format: a target: the name of a file in ``starshift/deploy``.
-        out: file or existing folder; default: ``model.onnx`` in the run's folder; for an architecture ``NAME.onnx`` here.
+        out: file or existing folder; default: ``model.onnx`` in the run's folder; else ``NAME.onnx`` here.
         data: images to check with (as ``eval`` takes them); default: the run's validation images, else seeded noise.
         checkpoint: weights for the name of an architecture; without, they are random.
         img_size: side of the input in pixels; default: that of the network.
@@ -107,7 +107,7 @@ def _write(target: Target, network: Source, path: Path) -> None:
         classes=network.classes,
         preprocessing=network.preprocessing,
         model_args=network.model_args,
-        data=network.data,
+        trained_on=network.trained_on,
         license=network.license or "weights: not stated; starshift: Apache-2.0",
         versions=package_versions("torch", "timm", *target.packages),
         commit=source_commit(),
@@ -140,16 +140,15 @@ def _check_images(network: Source, data: str | Path | None) -> tuple[Tensor, str
     """Preprocessed images (5, or as many as there are) to compare on, and in words where they are from."""
     from starshift.data import eval_loader, open_data, open_eval_data
 
-    config = run_config(network.folder)
+    channels, trained_on = network.preprocessing.channels, network.trained_on
     if data is not None:
-        images, origin = open_eval_data(str(data), network.classes), str(data)
-    elif config.get("data"):
-        options = {key: config[key] for key in ("val_fraction", "seed", "data_dir") if key in config}
+        images, origin = open_eval_data(str(data), network.classes, channels=channels), str(data)
+    elif trained_on.data:
         try:
-            images = open_data(config["data"], channels=network.preprocessing.channels, **options).val
+            images = open_data(trained_on.data, channels=channels, **trained_on.options).val
         except StarshiftError:  # the data may have moved since the training
             return noise_images(network.preprocessing), "seeded noise (the training data is no longer there)"
-        origin = f"the validation split of {network.data}"
+        origin = f"the validation split of {trained_on.data}"
     else:
         return noise_images(network.preprocessing), "seeded noise"
     batches = eval_loader(images, network.preprocessing, batch_size=CHECK_IMAGES, workers=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from starshift import __version__
+from starshift.deploy._predictor import TrainedOn
 from starshift.errors import StarshiftError
 from starshift.preprocessing import Preprocessing
 
@@ -28,7 +29,7 @@ class Metadata:
         classes: names of the outputs, in order.
         preprocessing: how an image becomes an input.
         model_args: keyword arguments of ``create_model``.
-        data: what the network was trained on; empty if that is not known.
+        trained_on: its data, as far as they are known.
         license: of the weights; the exporter's code is Apache-2.0.
         versions: of the packages that made the file.
         commit: of the starshift source tree, empty for an installed release.
@@ -38,7 +39,7 @@ class Metadata:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    data: str = ""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
     license: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
@@ -51,7 +52,8 @@ class Metadata:
             "model_args": json.dumps(dict(self.model_args), default=str),
             "labels": json.dumps(list(self.classes), ensure_ascii=False),
             "preprocessing": json.dumps(self.preprocessing.to_config()),
-            "data": self.data,
+            "data": self.trained_on.data,
+            "data_options": json.dumps(dict(self.trained_on.options)),
             "license": self.license,
             "versions": json.dumps(dict(self.versions)),
             "commit": self.commit,
@@ -75,7 +77,7 @@ class Metadata:
                 classes=tuple(map(str, json.loads(strings["labels"]))),
                 preprocessing=Preprocessing.from_config(json.loads(strings["preprocessing"])),
                 model_args=json.loads(strings.get("model_args", "{}")),
-                data=strings.get("data", ""),
+                trained_on=TrainedOn(strings.get("data", ""), json.loads(strings.get("data_options", "{}"))),
                 license=strings.get("license", ""),
                 versions=json.loads(strings.get("versions", "{}")),
                 commit=strings.get("commit", ""),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from starshift.deploy._predictor import TrainedOn
 from starshift.errors import StarshiftError, nearest
 from starshift.models import create_model, is_model, list_models, load_model
 from starshift.preprocessing import Preprocessing
@@ -27,7 +28,7 @@ class Source:
     Attributes:
         name: architecture, as ``create_model`` takes it.
         model, model_args, classes, preprocessing: as in ``starshift.models.LoadedModel``.
-        data: what it was trained on, as the run's config names it; empty if unknown.
+        trained_on: its data, as far as they are known.
         license: of the weights as far as its config states one.
         folder: the run or model folder, None for a bare architecture.
     """
@@ -37,7 +38,7 @@ class Source:
     model_args: dict[str, Any]
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    data: str = ""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
     license: str = ""
     folder: Path | None = None
 
@@ -74,7 +75,7 @@ def _from_folder(text: str) -> Source:
         model_args=dict(loaded.model_args),
         classes=tuple(loaded.classes),
         preprocessing=loaded.preprocessing,
-        data=str(run_config(folder).get("data", "")) if is_folder else "",
+        trained_on=TrainedOn.from_config(run_config(folder)),
         license=_license(loaded.config),
         folder=folder if is_folder else None,
     )
@@ -111,12 +112,15 @@ def class_names(outputs: int) -> tuple[str, ...]:
     return tuple(info.index_to_description(i) for i in range(outputs))
 
 
-def run_config(folder: Path | None) -> dict[str, Any]:
-    """The run's ``config.yaml``; empty for no folder, or one that holds a model alone."""
-    file = (folder or Path()) / "config.yaml"
-    if folder is None or not file.is_file():
+def run_config(folder: Path) -> dict[str, Any]:
+    """The run's ``config.yaml``; empty for a folder that holds a model alone, and for what is no folder."""
+    file = folder / "config.yaml"
+    if not file.is_file():
         return {}
-    config = yaml.safe_load(file.read_text())
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise StarshiftError(f"{file} cannot be read: {error}") from error
     return config if isinstance(config, dict) else {}
 
 

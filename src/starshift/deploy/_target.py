@@ -64,7 +64,7 @@ class Target(ABC):
         """
 
     def check(self, model: nn.Module, path: Path, images: Tensor) -> float:
-        """Return the largest :func:`relative_error` of the file against ``model``, batches of 1 and of all ``images``."""
+        """Return the largest :func:`relative_error` against ``model`` on batches of 1 and of all ``images``."""
         predictor = self.load(path)
         with torch.inference_mode():
             return max(relative_error(predictor.logits(x), model(x)) for x in (images[:1], images))

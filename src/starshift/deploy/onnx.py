@@ -76,6 +76,7 @@ class OnnxPredictor:
         self.name = metadata.model
         self.classes = metadata.classes
         self.preprocessing = metadata.preprocessing
+        self.trained_on = metadata.trained_on
 
     def logits(self, batch: Tensor) -> Tensor:
         (result,) = self._session.run([OUTPUT], {INPUT: batch.numpy()})

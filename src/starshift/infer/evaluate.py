@@ -139,7 +139,8 @@ def evaluate(
     Args:
         model: run or model folder, hub id, exported file, or a :class:`Predictor`.
         data: a folder with one folder a class (or with ``val/`` or ``test/`` in it), a data set's name, or an
-            ``ImageSet`` whose targets index the network's classes. Classes are matched by name.
+            ``ImageSet`` whose targets index the network's classes. Classes are matched by name. Of the very data the
+            network was trained on, the part held out then is taken.
         batch_size: images a batch.
         workers: processes that decode; default: the cores beside the one that runs the network.
         device: see :func:`starshift.infer.load`.
@@ -149,7 +150,7 @@ def evaluate(
         StarshiftError: the model or data cannot be opened, their classes differ, or no image could be read.
     """
     predictor = load(model, device=device)
-    images = open_eval_data(str(data), predictor.classes) if isinstance(data, (str, Path)) else data
+    images = _open(predictor, str(data)) if isinstance(data, (str, Path)) else data
     workers = max(0, (os.cpu_count() or 1) - 1) if workers is None else workers
     loader = eval_loader(images, predictor.preprocessing, batch_size=batch_size, workers=workers)
     tally = _Tally(torch.zeros(len(predictor.classes), len(predictor.classes), dtype=torch.int64))
@@ -178,6 +179,12 @@ def evaluate(
         seconds=seconds,
         images_per_s=tally.n / seconds,
     )
+
+
+def _open(predictor: Predictor, data: str) -> ImageSet:
+    trained_on = predictor.trained_on
+    options = trained_on.options if trained_on.is_data(data) else {}
+    return open_eval_data(data, predictor.classes, channels=predictor.preprocessing.channels, **options)
 
 
 def _class_scores(names: tuple[str, ...], confusion: Tensor) -> tuple[ClassScore, ...]:

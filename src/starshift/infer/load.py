@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starshift.deploy import Predictor, load_exported, target_of
+from starshift.deploy import Predictor, TrainedOn, load_exported, run_config, target_of
 from starshift.errors import StarshiftError, nearest
 from starshift.layers import fold_batchnorm
 from starshift.models import LoadedModel, load_model
@@ -19,10 +19,11 @@ PREFIXES = ("local-dir:", "hf-hub:", "hf_hub:")
 class TorchPredictor:
     """A PyTorch network: eval mode, batch norm folded, channels last."""
 
-    def __init__(self, loaded: LoadedModel, device: str = "cpu") -> None:
+    def __init__(self, loaded: LoadedModel, device: str = "cpu", trained_on: TrainedOn | None = None) -> None:
         self.name = loaded.name
         self.classes = tuple(loaded.classes)
         self.preprocessing = loaded.preprocessing
+        self.trained_on = trained_on or TrainedOn()
         self._device = torch.device(device)
         model = fold_batchnorm(loaded.model.eval()).float()
         self._model = model.to(self._device).to(memory_format=torch.channels_last)
@@ -53,7 +54,8 @@ def load(source: str | Path | Predictor, *, device: str = "auto") -> Predictor:
         raise StarshiftError(_nothing_at(path))
     if path.is_file():
         return load_exported(path)  # raises, naming the suffixes it knows
-    return TorchPredictor(load_model(text), choose_device(device))
+    folder = Path(text.removeprefix("local-dir:"))
+    return TorchPredictor(load_model(text), choose_device(device), TrainedOn.from_config(run_config(folder)))
 
 
 def choose_device(device: str) -> str:

@@ -10,14 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff") + (
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".avif",
-    ".jp2",
-)
+from starshift.data.folder import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ def _walk(folder: str) -> Iterator[Found]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
                 yield Found(os.path.join(parent, file))
 
 

@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name in the legend and its points (x, y), in order of x. Points that are not finite are left out."""
+    """One curve: its name in the legend and its points (x, y), in order of x; those not finite are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -48,7 +48,8 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "epoch", mar
     parts += [_curve(i, line.name, found, place) for i, line, found in drawn if found]
     legend = "".join(f'<span class="key s{i}">{escape(line.name)}</span>' for i, line, _ in drawn)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    return f'<figure class="chart"><figcaption>{escape(title)}<span class="keys">{legend}</span></figcaption>{svg}</figure>'
+    caption = f'<figcaption>{escape(title)}<span class="keys">{legend}</span></figcaption>'
+    return f'<figure class="chart">{caption}{svg}</figure>'
 
 
 def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place, x_label: str) -> str:  # type: ignore[no-untyped-def]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The confusion matrix as HTML: a table while it can be read, an image beyond, and always the pairs most often mixed up."""
+"""The confusion matrix as HTML: a table while it can be read, else an image; and the pairs most often mixed up."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _image(matrix: NDArray[np.int64]) -> str:
     encoded = png(pixels)
     return (
         f'<figure class="heat"><img src="{encoded}" alt="confusion matrix of {len(matrix)} classes">'
-        f"<figcaption>{len(matrix)} x {len(matrix)} classes in the order of the table below: rows are targets (downwards),"
-        " columns predictions; strength is the share of the row.</figcaption></figure>"
+        f"<figcaption>{len(matrix)} x {len(matrix)} classes in the network's order: rows are targets, columns"
+        " predictions; strength is the share of the row.</figcaption></figure>"
     )
 
 

@@ -17,7 +17,7 @@ from starshift.errors import StarshiftError
 
 @dataclass(frozen=True)
 class Outcome:
-    """One validation image: its place in the set, its class and the one given (indices), that one's probability, the loss."""
+    """One validation image: target and predicted as class indices (the file has names), the latter's probability."""
 
     index: int
     name: str
@@ -64,13 +64,13 @@ def read_run(run: Path) -> RunFiles:
     try:
         summary = json.loads(summary_file.read_text(encoding="utf-8"))
         config = yaml.safe_load(_text(run / "config.yaml")) or {}
-        classes = [str(c) for c in summary.get("classes") or []]
+        number = {str(c): i for i, c in enumerate(summary.get("classes") or [])}
         return RunFiles(
             path=run,
             summary=summary,
             config=config,
             metrics=[{k: _number(v) for k, v in row.items() if k} for row in _rows(run / "metrics.csv")],
-            outcomes=[_outcome(row, classes) for row in _rows(run / "validation.csv")],
+            outcomes=[_outcome(row, number) for row in _rows(run / "validation.csv")],
             skipped=[(row.get("name", ""), row.get("reason", "")) for row in _rows(run / "skipped.csv")],
         )
     except (ValueError, KeyError, IndexError, yaml.YAMLError) as error:
@@ -92,19 +92,12 @@ def _number(cell: str | None) -> float:
         return math.nan
 
 
-def _outcome(row: dict[str, str], classes: list[str]) -> Outcome:
+def _outcome(row: dict[str, str], number: dict[str, int]) -> Outcome:
     return Outcome(
         index=int(row["index"]),
         name=row["name"],
-        target=_class_index(row["target"], classes),
-        predicted=_class_index(row["predicted"], classes),
+        target=number[row["target"]],
+        predicted=number[row["predicted"]],
         probability=_number(row["probability"]),
         loss=_number(row["loss"]),
     )
-
-
-def _class_index(cell: str, classes: list[str]) -> int:
-    """The columns hold class names."""
-    if cell not in classes:
-        raise ValueError(f"'{cell}' in validation.csv is no class of the run")
-    return classes.index(cell)
