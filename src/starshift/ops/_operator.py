@@ -115,7 +115,7 @@ def kernel_status() -> dict[str, dict[str, str]]:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on ``x``'s device, or None where autocast is off (or ``x`` is float64)."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

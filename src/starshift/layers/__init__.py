@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``nn.Module`` layers over the operators, one a file. Layers with batch norm fold it away themselves (``Foldable``)."""
+
+from __future__ import annotations
+
+from starshift.layers.activation import Activation, activation
+from starshift.layers.conv_bn import ConvBN
+from starshift.layers.csc import CSC, PreActCSC
+from starshift.layers.demo_block import DemoBlock
+from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.layers.folding import Foldable, fold_batchnorm, fuse_conv_bn_
+from starshift.layers.shift import ASSIGNMENTS, Shift2d, ShiftConv2d, make_offsets
+from starshift.layers.star_block import LAYOUTS, MODES, StarBlock
+
+__all__ = [
+    "ASSIGNMENTS",
+    "CSC",
+    "LAYOUTS",
+    "MODES",
+    "Activation",
+    "ConvBN",
+    "DemoBlock",
+    "DepthwiseConv2d",
+    "Foldable",
+    "PreActCSC",
+    "Shift2d",
+    "ShiftConv2d",
+    "StarBlock",
+    "activation",
+    "fold_batchnorm",
+    "fuse_conv_bn_",
+    "make_offsets",
+]

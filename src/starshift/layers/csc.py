@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conv-shift-conv modules (Wu et al., CVPR 2018): a spatial convolution's work done by two 1x1 convolutions and a shift."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from starshift.errors import StarshiftError
+from starshift.layers.activation import one_of
+from starshift.layers.conv_bn import ConvBN
+from starshift.layers.folding import Foldable, fuse_conv_bn_
+from starshift.layers.shift import Shift2d, ShiftConv2d, make_offsets
+
+RELU_PLACES = ("branch", "sum")
+
+
+class CSC(nn.Module):
+    """The CIFAR form: 1x1 conv, BN, ReLU, shift, 1x1 conv (stride here), BN, ReLU, plus the shortcut.
+
+    Args:
+        in_channels, out_channels: of the module. The shortcut is the identity, or 1x1 conv + BN where shapes change.
+        stride: of the second convolution and of the shortcut.
+        expansion: E, the middle has ``int(E * out_channels)`` channels.
+        kernel_size, dilation: of the shift.
+        offsets: ``grouped`` or ``interleaved``, see :func:`make_offsets`.
+        relu: where the second ReLU stands: on the ``branch`` before the sum, or after the ``sum`` (a later version of the
+            reference code; checkpoints do not say which they were trained with).
+        sc2: shift before the first convolution too (SC², shift-conv-shift-conv).
+        drop_path: probability that the branch is dropped for a sample in training.
+
+    Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        expansion: float = 1,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        offsets: str = "grouped",
+        relu: str = "branch",
+        sc2: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.relu = one_of("relu", relu, RELU_PLACES)
+        middle = middle_width(out_channels, expansion)
+        self.conv1 = ConvBN(_first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2))
+        moves = make_offsets(middle, kernel_size, dilation, offsets)
+        self.conv2 = ConvBN(ShiftConv2d(middle, out_channels, moves, stride, bias=False))
+        self.shortcut = shortcut(in_channels, out_channels, stride)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.conv1(x)))
+        if self.relu == "sum":
+            return F.relu(self.drop_path(y) + self.shortcut(x))
+        return self.drop_path(F.relu(y)) + self.shortcut(x)
+
+
+class PreActCSC(Foldable, nn.Module):
+    """The ImageNet form (ShiftNet): BN, ReLU, 1x1 conv, shift, BN, ReLU, 1x1 conv (stride here), no bias.
+
+    At stride 2 the shortcut is a 3x3 average pool which is concatenated: the branch makes the channels that are new.
+    Otherwise the input is added.
+
+    Args:
+        in_channels, out_channels: of the module; equal at stride 1.
+        expansion: E, the middle has E times the channels that the branch makes.
+        kernel_size, dilation, offsets, drop_path: as in :class:`CSC`.
+        sc2: SC²: BN, ReLU, shift, 1x1 conv, BN, ReLU, shift, 1x1 conv.
+
+    Raises:
+        StarshiftError: stride 2 that adds no channels, or stride 1 that changes them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        expansion: float = 1,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        offsets: str = "grouped",
+        sc2: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        new = out_channels - in_channels if stride > 1 else out_channels
+        if new < 1 or (stride == 1 and in_channels != out_channels):
+            raise StarshiftError(
+                f"a ShiftNet module from {in_channels} to {out_channels} channels at stride {stride}: "
+                "a strided module must add channels, another must keep them"
+            )
+        self.sc2 = sc2
+        middle = middle_width(new, expansion)
+        moves = make_offsets(middle, kernel_size, dilation, offsets)
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2)
+        self.shift = nn.Identity() if sc2 else Shift2d(moves)
+        self.norm2 = nn.BatchNorm2d(middle)
+        self.conv2 = (
+            ShiftConv2d(middle, new, moves, stride, bias=False)
+            if sc2
+            else nn.Conv2d(middle, new, 1, stride, bias=False)
+        )
+        self.pool = nn.AvgPool2d(3, stride, padding=1) if stride > 1 else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shift(self.conv1(F.relu(self.norm1(x))))
+        y = self.drop_path(self.conv2(F.relu(self.norm2(y))))
+        if isinstance(self.pool, nn.AvgPool2d):
+            return torch.cat((y, self.pool(x)), dim=1)
+        return x + y
+
+    def fold(self) -> None:
+        """Only SC² has a norm right after a convolution; after a shift the zeros at the border forbid it."""
+        if self.sc2 and fuse_conv_bn_(self.conv1, self.norm2):
+            self.norm2 = nn.Identity()
+
+
+def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Identity where shapes stay, else 1x1 convolution with the stride, and BN (ResNet's projection shortcut)."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return ConvBN(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+
+
+def middle_width(channels: int, expansion: float) -> int:
+    """``int(expansion * channels)``.
+
+    Raises:
+        StarshiftError: that is below 1.
+    """
+    width = int(expansion * channels)
+    if width < 1:
+        raise StarshiftError(f"expansion={expansion} leaves no channels of {channels}: take a larger one")
+    return width
+
+
+def _first_conv(in_channels: int, middle: int, kernel_size: int, dilation: int, offsets: str, sc2: bool) -> nn.Conv2d:
+    if not sc2:
+        return nn.Conv2d(in_channels, middle, 1, bias=False)
+    return ShiftConv2d(in_channels, middle, make_offsets(in_channels, kernel_size, dilation, offsets), bias=False)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StarNet's block, with the options that the paper's ablations vary."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from starshift.layers.activation import activation, add_branches, one_of
+from starshift.layers.conv_bn import ConvBN
+from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.ops import ACTIVATIONS, PLACEMENTS, star_mlp
+
+MODES = ("star", "sum")
+LAYOUTS = ("both", "before", "after", "none")
+
+
+class StarBlock(nn.Module):
+    """Depthwise + BN, two 1x1 branches, their star, 1x1 projection + BN, depthwise, residual (Ma et al., section 4).
+
+    Args:
+        dim: channels.
+        expansion: width of each branch over ``dim``.
+        kernel_size: of the depthwise convolutions.
+        act: one of :data:`starshift.ops.ACTIVATIONS`.
+        placement: ``first`` act(x1) * x2, ``both`` act(x1) * act(x2), ``product`` act(x1 * x2).
+        mode: ``star`` multiplies the branches, ``sum`` adds them (the paper's comparison).
+        layout: where depthwise convolutions stand: ``both`` ends (StarNet), ``before``, ``after`` or ``none``. The one
+            before the branches has a batch norm, the one after the projection has none.
+        drop_path: probability that the branch is dropped for a sample in training.
+
+    Shapes: (N, dim, H, W) to the same.
+
+    Raises:
+        StarshiftError: unknown act, placement, mode or layout.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        expansion: int = 4,
+        kernel_size: int = 7,
+        act: str = "relu6",
+        placement: str = "first",
+        mode: str = "star",
+        layout: str = "both",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.act = one_of("act", act, ACTIVATIONS)
+        self.placement = one_of("placement", placement, PLACEMENTS)
+        self.mode = one_of("mode", mode, MODES)
+        one_of("layout", layout, LAYOUTS)
+        wide = int(expansion * dim)
+        before, after = layout in ("both", "before"), layout in ("both", "after")
+        self.dwconv = ConvBN(DepthwiseConv2d(dim, kernel_size)) if before else nn.Identity()
+        self.f1 = ConvBN(nn.Conv2d(dim, wide, 1), bn=False)
+        self.f2 = ConvBN(nn.Conv2d(dim, wide, 1), bn=False)
+        self.g = ConvBN(nn.Conv2d(wide, dim, 1))
+        self.dwconv2 = ConvBN(DepthwiseConv2d(dim, kernel_size), bn=False) if after else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.dwconv2(self._mix(self.dwconv(x))))
+
+    def _mix(self, x: Tensor) -> Tensor:
+        f1, f2, g = self.f1.conv, self.f2.conv, self.g.conv
+        if self.mode == "sum":
+            return self.g(add_branches(f1(x), f2(x), activation(self.act), self.placement))
+        y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, self.act, self.placement)
+        return self.g.bn(y)
