@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``nn.Module`` layers over the operators, one a file. Layers with batch norm fold it away themselves (``Foldable``)."""
+"""``nn.Module`` layers over the operators, one a file. Those with batch norm fold it away themselves (``Foldable``)."""
 
 from __future__ import annotations
 

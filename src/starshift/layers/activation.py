@@ -33,7 +33,7 @@ def one_of(option: str, value: str, choices: Iterable[str]) -> str:
 
 
 def add_branches(x1: Tensor, x2: Tensor, act: Callable[[Tensor], Tensor], placement: str) -> Tensor:
-    """The star's counterpart in the paper's comparison: the same branches and placements, added instead of multiplied."""
+    """The star's counterpart in the paper's comparison: the same branches and placements, added."""
     if placement == "product":
         return act(x1 + x2)
     return act(x1) + (act(x2) if placement == "both" else x2)

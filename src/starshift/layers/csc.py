@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conv-shift-conv modules (Wu et al., CVPR 2018): a spatial convolution's work done by two 1x1 convolutions and a shift."""
+"""Conv-shift-conv modules (Wu et al., CVPR 2018): two 1x1 convolutions and a shift do a spatial one's work."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CSC(nn.Module):
         expansion: E, the middle has ``int(E * out_channels)`` channels.
         kernel_size, dilation: of the shift.
         offsets: ``grouped`` or ``interleaved``, see :func:`make_offsets`.
-        relu: where the second ReLU stands: on the ``branch`` before the sum, or after the ``sum`` (a later version of the
-            reference code; checkpoints do not say which they were trained with).
+        relu: where the second ReLU stands: on the ``branch`` before the sum, or after the ``sum`` (a later version of
+            the reference code; checkpoints do not say which they were trained with).
         sc2: shift before the first convolution too (SC², shift-conv-shift-conv).
         drop_path: probability that the branch is dropped for a sample in training.
 
@@ -104,7 +104,7 @@ class PreActCSC(Foldable, nn.Module):
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = _first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2)
         self.shift = nn.Identity() if sc2 else Shift2d(moves)
-        self.norm2 = nn.BatchNorm2d(middle)
+        self.norm2: nn.Module = nn.BatchNorm2d(middle)
         self.conv2 = (
             ShiftConv2d(middle, new, moves, stride, bias=False)
             if sc2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     other libraries are folded where an ``nn.Sequential`` has a convolution directly followed by its norm, and otherwise
     left alone.
 
-    Only the logits are equal: where a classifier took a norm in, ``forward_features`` returns features before that norm.
+    Only the logits are equal: where a classifier took a norm in, ``forward_features`` returns features before that
+    norm.
     """
     folded = deepcopy(model).eval()
     uses = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
@@ -86,7 +88,7 @@ def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
 
 def _fold_sequential(sequence: nn.Module, uses: Counter[int]) -> None:
     children = list(sequence.named_children())
-    for (_, conv), (name, bn) in zip(children, children[1:], strict=False):
+    for (_, conv), (name, bn) in pairwise(children):
         simple = type(conv) is nn.Conv2d and uses[id(conv)] == 1 == uses[id(bn)]
         if simple and not _hooked(conv) and not _hooked(bn) and fuse_conv_bn_(conv, bn):  # type: ignore[arg-type]
             setattr(sequence, name, nn.Identity())

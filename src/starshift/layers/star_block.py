@@ -16,7 +16,7 @@ LAYOUTS = ("both", "before", "after", "none")
 
 
 class StarBlock(nn.Module):
-    """Depthwise + BN, two 1x1 branches, their star, 1x1 projection + BN, depthwise, residual (Ma et al., section 4).
+    """Depthwise + BN, two 1x1 branches, their star, 1x1 projection + BN, depthwise, residual (Ma et al., CVPR 2024).
 
     Args:
         dim: channels.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks by name: StarNet, DemoNet, ShiftResNet, ShiftNet and the residual networks they are compared with.
 
-A family is a file here without a leading underscore that holds ``VARIANTS``; nothing else lists it. Every model has timm's
-surface, and importing this package makes our names known to ``timm.create_model`` (timm's own names stay timm's).
+A family is a file here without a leading underscore that holds ``VARIANTS``; nothing else lists it. Every model has
+timm's surface, and importing this package makes our names known to ``timm.create_model`` (timm's own names stay
+timm's).
 """
 
 from __future__ import annotations
@@ -49,10 +50,12 @@ def create_model(
         name: one of :func:`list_models`, or any of timm's names where we have none of that name.
         pretrained: load published weights from the Hub (StarNet s1 to s4 have some, through timm).
         checkpoint_path: weights to load.
-        kwargs: the model's options: ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, and those of its class.
+        kwargs: the model's options: ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, and those of
+            its class.
 
     Raises:
-        StarshiftError: unknown name or keyword (the nearest right one is named), or weights that cannot be had or do not fit.
+        StarshiftError: unknown name or keyword (the nearest right one is named), or weights that cannot be had or do
+            not fit.
 
     Example:
         >>> from starshift.models import create_model

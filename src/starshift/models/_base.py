@@ -125,7 +125,7 @@ class ImageModel(Foldable, nn.Module):
         levels = self.levels
         wanted, deepest = feature_take_indices(len(levels), indices)
         last = len(levels) - 1
-        found = []
+        found: list[Tensor] = []
         x = self.stem(x)
         for i, level in enumerate(levels):
             if stop_early and i > deepest:
@@ -216,7 +216,7 @@ class ImageModel(Foldable, nn.Module):
         if x.shape[2] < self.min_size or x.shape[3] < self.min_size:
             raise StarshiftError(
                 f"images of {x.shape[2]}x{x.shape[3]} pixels are too small for this {type(self).__name__}: "
-                f"it needs {self.min_size} in each direction. Give it larger ones, or take a model made for small images"
+                f"it needs {self.min_size} in each direction. Give it larger ones, or take a model for small images"
             )
         return x
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame that ShiftResNet and the residual networks it is compared with share: three groups of 16, 32, 64 channels."""
+"""The frame that ShiftResNet and the residual networks it is compared with share: groups of 16, 32, 64 channels."""
 
 from __future__ import annotations
 

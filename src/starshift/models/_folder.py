@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models kept in folders of timm's Hugging Face layout: ``config.json`` and ``model.safetensors``.
 
-timm alone loads the folder of a network that it has too (``timm.create_model("local-dir:<folder>", pretrained=True)``); the
-rest of ours it loads once ``starshift.models`` is imported. A StarNet with options that timm's does not know is saved under
-the architecture ``starshift_<name>``, which timm alone refuses, so that it never builds another network from it.
+timm alone loads the folder of a network that it has too (``timm.create_model("local-dir:<folder>",
+pretrained=True)``); the rest of ours it loads once ``starshift.models`` is imported. A StarNet with options that
+timm's does not know is saved under the architecture ``starshift_<name>``, which timm alone refuses, so that it never
+builds another network from it.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def load_model(path: str | Path) -> LoadedModel:
 def architecture(name: str, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and arguments to write for timm.
 
-    A network that timm has too keeps timm's name if every option that matters is one that timm understands; otherwise it
-    gets a name of ours. Options at their default, and those that only concern initialisation, don't matter.
+    A network that timm has too keeps timm's name if every option that matters is one that timm understands; otherwise
+    it gets a name of ours. Options at their default, and those that only concern initialisation, don't matter.
     """
     variant = get_variant(name)
     if variant is None or variant.timm_args is None:
@@ -196,7 +197,8 @@ def _model_folder(path: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise StarshiftError(
-        f"no model in {path}: a run folder holds model/config.json (written after the first epoch), a model folder config.json"
+        f"no model in {path}: a run folder holds model/config.json (written after the first epoch), "
+        "a model folder config.json"
     )
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors out of pickled PyTorch files, without building a foreign object or running foreign code.
 
-Whole pickled modules (``torch.save(net)``, also by Python 2 in 2017) need their classes to be imported, which runs whatever
-the file names. Here every class or function that a file names becomes an inert placeholder which only remembers its
-arguments and state; the few names that make tensors and ordered dictionaries are answered by functions of this module.
-Read are both formats of ``torch.save``: the stream (until 1.5) and the zip archive.
+Whole pickled modules (``torch.save(net)``, also by Python 2 in 2017) need their classes to be imported, which runs
+whatever the file names. Here every class or function that a file names becomes an inert placeholder which only
+remembers its arguments and state; the few names that make tensors and ordered dictionaries are answered by functions
+of this module. Read are both formats of ``torch.save``: the stream (until 1.5) and the zip archive.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ _DTYPES = {
 class Inert:
     """Stands for an object whose class is not built. Whatever pickle does to it is remembered or ignored."""
 
+    args: tuple[Any, ...]
+    state: Any
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         self = object.__new__(cls)
         self.args, self.state = args, None
@@ -68,6 +71,7 @@ class Box:
     """Holds a tensor where pickle could otherwise call the tensor's own ``__setstate__``."""
 
     __slots__ = ("tensor",)
+    tensor: Tensor
 
     def __init__(self, tensor: Tensor) -> None:
         object.__setattr__(self, "tensor", tensor)
@@ -149,7 +153,9 @@ def load_inert(path: Path) -> Any:
 
 
 def module_state_dict(module: Inert) -> dict[str, Tensor]:
-    """The state dict of a pickled ``nn.Module``: names and tensors from its ``_parameters``, ``_buffers``, ``_modules``."""
+    """The state dict of a pickled ``nn.Module``: names and tensors from its ``_parameters``, ``_buffers``,
+    ``_modules``.
+    """
     found: dict[str, Tensor] = {}
     _collect(module, "", found, depth=0)
     return found
@@ -178,7 +184,8 @@ def _unbox(value: Any, seen: dict[int, Any]) -> Any:
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, dict):
-        seen[id(value)] = result = {}
+        result: dict[Any, Any] = {}
+        seen[id(value)] = result
         result.update((key, _unbox(item, seen)) for key, item in value.items())
         return result
     if isinstance(value, (list, tuple)):
@@ -191,7 +198,9 @@ def _unbox(value: Any, seen: dict[int, Any]) -> Any:
 
 
 def _load_stream(path: Path) -> Any:
-    """Pickles of magic number, protocol, machine, the object, the storages' keys; then each storage: count and bytes."""
+    """Pickles of magic number, protocol, machine, the object, the storages' keys; then each storage: count and
+    bytes.
+    """
     limit = path.stat().st_size
     storages: dict[str, Box] = {}
     total = 0

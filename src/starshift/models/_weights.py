@@ -33,9 +33,9 @@ def load_weights(
     """Read weights into ``model``, in place.
 
     Understood are files by safetensors or ``torch.save`` (state dicts, alone or in a checkpoint under ``state_dict``,
-    ``model``, ``net`` and the like; timm's, Lightning's, the official StarNet's; whole pickled modules such as the official
-    ShiftResNet ``.t7`` files, whose channels are put into the order of the model's shifts), our run and model folders, and
-    ``local-dir:<folder>`` or ``hf-hub:<repository>``. No code of a file is run.
+    ``model``, ``net`` and the like; timm's, Lightning's, the official StarNet's; whole pickled modules such as the
+    official ShiftResNet ``.t7`` files, whose channels are put into the order of the model's shifts), our run and
+    model folders, and ``local-dir:<folder>`` or ``hf-hub:<repository>``. No code of a file is run.
 
     Args:
         model: one of ours or of timm's.
@@ -47,8 +47,8 @@ def load_weights(
         Names of the model's parameters and buffers that were not in the file and keep their values.
 
     Raises:
-        WeightsError: the file cannot be read, or does not fit; the message lists what is missing, unexpected or of another
-            shape.
+        WeightsError: the file cannot be read, or does not fit; the message lists what is missing, unexpected or of
+            another shape.
     """
     state = adapt_names(read_state_dict(path_or_hub_id), model)
     own = model.state_dict()

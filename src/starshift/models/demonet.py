@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DemoNet (Ma et al., "Rewrite the Stars", CVPR 2024, section 3.4): the isotropic network that compares star with sum.
+"""DemoNet (Ma et al., "Rewrite the Stars", CVPR 2024): the isotropic network that compares star with sum.
 
-``demonet_d12_w192`` has 12 blocks of width 192; ``mode="sum"`` is its counterpart. ``patch_size`` suits it to small images
-(4 for 32 pixels). ``demonet_2d`` is its twin on points of the plane, for decision boundaries (section 3.5).
+``demonet_d12_w192`` has 12 blocks of width 192; ``mode="sum"`` is its counterpart. ``patch_size`` suits it to small
+images (4 for 32 pixels). ``demonet_2d`` is its twin on points of the plane, for decision boundaries.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class DemoNet2d(DemoNet):
     A point is an image of one pixel; (N, 2, 1, 1) is accepted too.
 
     Args:
-        depth, width, mode, act, placement, num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as :class:`DemoNet`.
+        depth, width, mode, act, placement, num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as
+            :class:`DemoNet`.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The residual networks that ShiftResNet is compared with: plain, reduced in width, and with depthwise bottlenecks.
 
-The plain ones are those of He et al. (CVPR 2016) with projection shortcuts, the reductions those of Wu et al. (CVPR 2018):
-``reduction=r`` divides all widths by the square root of r (``reduction_mode="net"``) or each block's inner width by r
-(``"block"``).
+The plain ones are those of He et al. (CVPR 2016) with projection shortcuts, the reductions those of Wu et al. (CVPR
+2018): ``reduction=r`` divides all widths by the square root of r (``reduction_mode="net"``) or each block's inner
+width by r (``"block"``).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ShiftNet-A, -B and -C for ImageNet (Wu et al., "Shift", CVPR 2018, section 4.2 and table 4).
+"""ShiftNet-A, -B and -C for ImageNet (Wu et al., "Shift", CVPR 2018).
 
 ShiftNet-C stays unresolved: the paper states 0.78M parameters, its text and table read as here give 0.69M.
 """
@@ -17,7 +17,8 @@ from starshift.models._registry import Variant
 
 
 class ShiftNet(ImageModel):
-    """7x7 convolution (stride 2), four groups of pre-activation modules (stride 2 each), BN, ReLU, mean pool, classifier.
+    """7x7 convolution (stride 2), four groups of pre-activation modules (stride 2 each), BN, ReLU, mean pool,
+    classifier.
 
     Args:
         stem_chs: channels of the stem; fewer than the first group's.

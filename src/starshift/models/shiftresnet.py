@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ShiftResNet for CIFAR (Wu et al., "Shift", CVPR 2018, section 4.1): ResNet whose 3x3 convolutions are shift modules.
+"""ShiftResNet for CIFAR (Wu et al., "Shift", CVPR 2018): ResNet whose 3x3 convolutions are shift modules.
 
 ``shiftresnet20`` has expansion 1, as the reference code's default; the paper compares 1, 3, 6 and 9.
 """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """StarNet (Ma et al., "Rewrite the Stars", CVPR 2024): timm's network under timm's names, and its form for 32 pixels.
 
-``starnet_<size>`` is the paper's network for 224 pixels: it halves the image five times. 32-pixel images would reach the
-third stage, where most blocks are, as 2x2 and the last as one pixel, and a 7x7 depthwise convolution would see hardly
-more than its own centre. ``starnet_<size>_32px`` therefore leaves out the first two halvings (the stem's and the first
-stage's): the stages see 32, 16, 8 and 4 pixels where the original at 224 sees 56, 28, 14 and 7, so kernel and map keep
-about their proportion, and the parameters are the same in number, name and shape.
+``starnet_<size>`` is the paper's network for 224 pixels: it halves the image five times. 32-pixel images would reach
+the third stage, where most blocks are, as 2x2 and the last as one pixel, and a 7x7 depthwise convolution would see
+hardly more than its own centre. ``starnet_<size>_32px`` therefore leaves out the first two halvings (the stem's and
+the first stage's): the stages see 32, 16, 8 and 4 pixels where the original at 224 sees 56, 28, 14 and 7, so kernel
+and map keep about their proportion, and the parameters are the same in number, name and shape.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ class StarNet(ImageModel):
         base_dim: channels of the first stage; they double with each stage.
         depths: blocks of each stage.
         mlp_ratio: width of a block's branches over its channels.
-        act, placement, kernel_size, layout: of the blocks, see :class:`starshift.layers.StarBlock`; ``act`` also of the stem.
+        act, placement, kernel_size, layout: of the blocks, see :class:`starshift.layers.StarBlock`; ``act`` also of
+            the stem.
         mode: ``star`` or ``sum``, for all stages or one for each.
         stem_chs: channels of the stem.
         stem_stride, first_stride: 1 or 2, of the stem and of the first stage's convolution.
         init: ``timm`` draws convolutions and classifier from a truncated normal (std 0.02), as timm's port does;
-            ``official`` draws the classifier alone and leaves convolutions at PyTorch's default, as the paper's code does
-            (it tests ``isinstance(m, nn.Linear or nn.Conv2d)``, which is ``nn.Linear``).
+            ``official`` draws the classifier alone and leaves convolutions at PyTorch's default, as the paper's code
+            does (it tests ``isinstance(m, nn.Linear or nn.Conv2d)``, which is ``nn.Linear``).
         num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as everywhere. The paper trains with drop path 0
             (s1), 0.01 (s2, s3) and 0.02 (s4).
 
