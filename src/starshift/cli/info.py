@@ -24,4 +24,4 @@ def command(as_json: Json = False) -> None:
         for key, value in entries.items():
             if isinstance(value, dict):
                 value = ", ".join(f"{k}: {v}" for k, v in value.items())
-            typer.echo(f"  {key:<18} {value}")
+            typer.echo(f"  {key:<25} {value}")

@@ -73,7 +73,7 @@ def _sub(files: RunFiles) -> str:
 def _tiles(summary: dict[str, Any]) -> str:
     tiles = (
         ("main", _percent(summary.get("best_top1")), "top-1 on validation"),
-        ("", _text(summary.get("best_epoch")), f"best of {_text(summary.get('epochs'))} epochs"),
+        ("", _text(summary.get("best_epoch")), f"best epoch, of {_text(summary.get('epochs'))}"),
         ("", duration(summary.get("seconds")), "training time"),
         ("", _text(summary.get("images_per_s"), ".0f"), "images/s"),
         ("", count(summary.get("params")), "parameters"),
@@ -114,12 +114,12 @@ def count(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as 42 s, 3 min 05 s or 2 h 10 min; a dash for None."""
+    """Seconds as 42s, 3m 05s or 2h 10m; a dash for None."""
     if seconds is None:
         return "-"
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.0f} s"
+        return f"{whole}s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

@@ -83,7 +83,7 @@ def png(pixels: NDArray[np.uint8]) -> str:
 def _pairs(matrix: NDArray[np.int64], names: Sequence[str]) -> str:
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:PAIRS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     totals = matrix.sum(axis=1)
     rows = []
     for flat in order:

@@ -64,7 +64,7 @@ def classes(files: RunFiles) -> str:
     n = np.bincount([o.target for o in files.outcomes], minlength=len(files.classes))
     right = np.bincount([o.target for o in files.outcomes if o.target == o.predicted], minlength=len(files.classes))
     # Classes without a validation image come last: nothing is known of them.
-    order = sorted(range(len(n)), key=lambda i: (n[i] == 0, right[i] / max(n[i], 1), i))
+    order = sorted(range(len(n)), key=lambda i: (n[i] == 0, right[i] / n[i] if n[i] else 0.0, i))
     rows = "".join(_class_row(files.classes[i], int(n[i]), int(right[i])) for i in order)
     return (
         '<div class="scroll long"><table class="plain"><thead><tr><th>class</th><th class="n">images</th>'
@@ -91,9 +91,7 @@ def worst(files: RunFiles, images: ImageSet | None) -> str:
     wrong.sort(key=lambda o: -o.loss if math.isfinite(o.loss) else -math.inf)
     shown = wrong[:SHOWN_IMAGES]
     figures = "".join(_worst_figure(o, files.classes, images) for o in shown)
-    note = (
-        f"{len(wrong)} of {len(files.outcomes)} are wrong; shown by falling loss. Percentages: the network's certainty."
-    )
+    note = f"{len(wrong)} of {len(files.outcomes)} are wrong; shown by falling loss, with the network's certainty."
     return f'<div class="worst">{figures}</div><p class="note">{note}</p>'
 
 
@@ -134,7 +132,7 @@ def skipped(files: RunFiles) -> str:
     more = len(files.skipped) - SHOWN_SKIPPED
     note = f'<p class="note">... and {more} more in skipped.csv</p>' if more > 0 else ""
     return (
-        f"<p>{len(files.skipped)} images could not be read and were left out.</p>"
+        f"<p>{len(files.skipped)} image(s) could not be read and were left out.</p>"
         '<div class="scroll long"><table class="plain"><thead><tr><th>file</th><th>reason</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{note}"
     )
