@@ -15,8 +15,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from starshift.data.decode import Box
 from starshift.errors import StarshiftError
@@ -25,7 +27,7 @@ from starshift.preprocessing import Preprocessing
 INTERPOLATIONS = ("random", "bilinear", "bicubic", "nearest")
 DRAWS = 28
 """Uniform numbers a sample may use: 0..19 crop attempts, 20 and 21 its place, 22 and 23 flips, 24 interpolation, 25
-and 26 padded crop."""
+and 26 padded crop, 27 erasing."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,12 @@ def pad_and_crop(pixels: NDArray[np.uint8], padding: int, draws: NDArray[np.floa
     return result
 
 
-def flip(pixels: NDArray[np.uint8], augment: Augment, draws: NDArray[np.float64]) -> None:
-    """Mirror some images of a batch (N, H, W, C) in place; ``draws`` is (N, DRAWS)."""
-    if augment.hflip:
-        chosen = np.flatnonzero(draws[:, 22] < augment.hflip)
-        pixels[chosen] = pixels[chosen][:, :, ::-1]
-    if augment.vflip:
-        chosen = np.flatnonzero(draws[:, 23] < augment.vflip)
-        pixels[chosen] = pixels[chosen][:, ::-1]
+def flip(pixels: Tensor, augment: Augment, draws: NDArray[np.float64]) -> None:
+    """Mirror some images of a batch uint8 (N, H, W, C) in place; ``draws`` is (N, DRAWS)."""
+    for dim, probability, draw in ((2, augment.hflip, 22), (1, augment.vflip, 23)):
+        if probability:
+            chosen = torch.from_numpy(np.flatnonzero(draws[:, draw] < probability))
+            pixels[chosen] = torch.flip(pixels[chosen], (dim,))
 
 
 @lru_cache(maxsize=8)
@@ -193,10 +193,10 @@ def _auto_augment(augment: Augment, preprocessing: Preprocessing) -> Any:
 
 @lru_cache(maxsize=8)
 def random_erasing(augment: Augment) -> Any:
-    """timm's random erasing (Zhong et al. 2017) on a normalised float image (C, H, W), drawing from the global
-    generators; or None."""
+    """timm's random erasing (Zhong et al. 2017) of a normalised float image (C, H, W), drawing from the global
+    generators; None: not wanted. It always erases: whether to is the caller's draw."""
     if not augment.reprob:
         return None
     from timm.data.random_erasing import RandomErasing
 
-    return RandomErasing(augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu")
+    return RandomErasing(1.0, mode=augment.remode, max_count=augment.recount, device="cpu")

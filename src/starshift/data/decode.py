@@ -42,7 +42,7 @@ Box: TypeAlias = "tuple[int, int, int, int]"
 # pixel. A missing end marker is left to Pillow, which refuses the file only where pixels are missing.
 _DAMAGED = ("premature end of data segment", "bad huffman", "found marker")
 # EXIF orientation to quarter turns counter-clockwise, which come after the mirroring of 2, 4, 5 and 7.
-_EXIF_TURNS = dict(((3, 2), (5, 1), (6, 3), (7, 3), (8, 1)))
+_EXIF_TURNS = {3: 2, 5: 1, 6: 3, 7: 3, 8: 1}
 _EXIF_MIRRORED = (2, 4, 5, 7)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ class ImageSet(abc.ABC):
         self.channels = channels
         self.pixels: NDArray[np.uint8] | None = None
         self.bad: dict[int, str] = {}
+        self._checked = False
 
     @abc.abstractmethod
     def source(self, index: int) -> Source:
@@ -87,28 +87,24 @@ class ImageSet(abc.ABC):
 
         Done once; later calls return at once. What turns out to be unreadable is kept in :attr:`bad`.
         """
-        if self.pixels is not None:
-            return True
+        if self.pixels is not None or self._checked:
+            return self.pixels is not None
+        self._checked = True
         size = self.native_size()
         if size is None or max(size) > CACHE_SIDE or len(self) * size[0] * size[1] * self.channels > CACHE_BYTES:
             return False
         pixels = np.zeros((len(self), *size, self.channels), np.uint8)
         bad: dict[int, str] = {}
 
-        def load(index: int) -> bool:
+        for index in range(len(self)):
             try:
                 image = decode_crop(self.source(index), channels=self.channels)[0]
             except BadImageError as error:
                 bad[index] = str(error)
-                return True
+                continue
             if image.shape[1:] != size:
                 return False
             pixels[index] = image.permute(1, 2, 0).numpy()
-            return True
-
-        with ThreadPoolExecutor(2) as pool:
-            if not all(pool.map(load, range(len(self)), chunksize=256)):
-                return False
         self.pixels, self.bad = pixels, bad
         return True
 
@@ -184,6 +180,7 @@ class Selection(ImageSet):
         self.images, self.indices = images, [int(i) for i in indices]
         if images.pixels is not None:
             self.pixels = images.pixels[self.indices]
+            self.bad = {k: images.bad[i] for k, i in enumerate(self.indices) if i in images.bad}
 
     def source(self, index: int) -> Source:
         return self.images.source(self.indices[index])

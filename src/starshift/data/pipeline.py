@@ -23,7 +23,7 @@ from starshift.data.augment import (
 )
 from starshift.data.decode import BadImageError
 from starshift.data.images import ImageSet
-from starshift.data.randomness import hashed, seeded, uniforms
+from starshift.data.randomness import global_state_kept, hashed, seed_global, uniforms
 from starshift.data.transforms import eval_pixels, load_pixels, normalise, resize
 from starshift.errors import StarshiftError
 from starshift.preprocessing import Preprocessing
@@ -78,17 +78,20 @@ class TrainPipeline:
                 pixels[row] = self._read(row, indices, seeds, draws[row], bad)
         if self.augment.crop_padding:
             pixels = pad_and_crop(pixels, self.augment.crop_padding, draws)
-        flip(pixels, self.augment, draws)
+        flip(torch.from_numpy(pixels), self.augment, draws)
         augmentation = pillow_augmentation(self.augment, self.preprocessing)
         if augmentation is not None:
-            for row, seed in enumerate(hashed(seeds, 2).tolist()):
-                with seeded(seed):
+            with global_state_kept():
+                for row, seed in enumerate(hashed(seeds, 2).tolist()):
+                    seed_global(seed)
                     pixels[row] = augmentation(pixels[row])
         image = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), self.preprocessing)
         erase = random_erasing(self.augment)
         if erase is not None:
-            for row, seed in enumerate(hashed(seeds, 3).tolist()):
-                with seeded(seed):
+            own = hashed(seeds, 3)
+            with global_state_kept():
+                for row in np.flatnonzero(draws[:, 27] < self.augment.reprob).tolist():
+                    seed_global(int(own[row]))
                     erase(image[row])
         return image, indices, bad
 

@@ -47,14 +47,17 @@ def permutation(count: int, *words: int) -> NDArray[np.int64]:
     return np.argsort(hashed(*words, np.arange(count)), kind="stable")
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and PyTorch (CPU) for a block of foreign code, and put them back
-    after it."""
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def seed_global(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch (CPU), which foreign code draws from."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Put the global generators of Python, NumPy and PyTorch (CPU) back to where they were, after the block."""
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

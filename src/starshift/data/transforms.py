@@ -9,6 +9,7 @@ vectorised; only the last step makes floats.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,8 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     is uint8."""
     if pixels.shape[-2:] == size:
         return pixels
-    batch = pixels if pixels.ndim == 4 else pixels[None]
+    # The batch dimension goes in front of H, W, C: in front of C, its stride would hide the layout and slow the resize.
+    batch = pixels if pixels.ndim == 4 else pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     if interpolation == "nearest":
         batch = F.interpolate(batch, size=size, mode="nearest-exact")
     else:
@@ -75,9 +77,21 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """(pixels / 255 - mean) / std, per channel: uint8 (N, C, H, W) to float32 of the same shape, channels last in
     memory."""
-    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).mul_(255).view(1, -1, 1, 1)
-    scale = torch.tensor(preprocessing.std, dtype=torch.float32).mul_(255).reciprocal_().view(1, -1, 1, 1)
-    return torch.sub(pixels.contiguous(memory_format=torch.channels_last), mean).mul_(scale)
+    count, channels, height, width = pixels.shape
+    scale, shift = _affine(preprocessing, width)
+    result = torch.empty(count, height, width * channels)
+    # Rows of W * C values: with C alone as the innermost dimension (three values) this would be ten times slower.
+    result.copy_(pixels.permute(0, 2, 3, 1).reshape(count, height, width * channels))
+    torch.addcmul(shift, result, scale, out=result)
+    return result.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _affine(preprocessing: Preprocessing, width: int) -> tuple[Tensor, Tensor]:
+    """The normalisation as value * scale + shift, for a row of ``width`` pixels: float32 (width * C,) each."""
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+    std = torch.tensor(preprocessing.std, dtype=torch.float64)
+    return (1 / (255 * std)).float().repeat(width), (-mean / std).float().repeat(width)
 
 
 def denormalise(image: Tensor, preprocessing: Preprocessing) -> Tensor:

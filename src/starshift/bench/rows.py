@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as rows of CSV files: what was measured, on which machine, with which versions and which commit."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starshift.errors import StarshiftError
+from starshift.machine import machine_facts, versions
+
+
+def provenance() -> dict[str, Any]:
+    """Date (UTC), commit, machine and versions: the columns that every row has."""
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    return {"date": date, "commit": git_commit(), **machine_facts(), **versions()}
+
+
+def git_commit(folder: Path | None = None) -> str:
+    """The commit of the sources, twelve digits, with ``+`` where they have uncommitted changes; empty outside a
+    checkout."""
+    folder = folder or Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", git("rev-parse", "--show-cdup") + "src")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+" if changed else "")
+
+
+def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a CSV file, which is made where it is missing. A new column is added at the end, empty in the old
+    rows.
+
+    Raises:
+        StarshiftError: the file is there but is no table with a header, or cannot be written.
+    """
+    path = Path(path)
+    try:
+        columns, rows = read_rows(path) if path.exists() and path.stat().st_size else ([], [])
+        columns += [name for name in row if name not in columns]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_name(path.name + ".part")
+        with open(written, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*rows, dict(row)])
+        written.replace(path)
+    except OSError as error:
+        raise StarshiftError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the rows of a CSV file.
+
+    Raises:
+        StarshiftError: a row has more fields than there are columns, or a column's name is empty.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns, rows = list(reader.fieldnames or []), list(reader)
+    if not all(columns) or any(None in row for row in rows):
+        raise StarshiftError(f"{path} is not a table with a header: move it away")
+    return columns, rows
