@@ -16,19 +16,24 @@ from typing import Any
 from torch import nn
 
 from starshift.models._build import create_plain, is_model, register_with_timm
+from starshift.models._counting import ModelInfo, count_macs, count_params, model_info
 from starshift.models._folder import LoadedModel, load_model, save_model
 from starshift.models._registry import OptionError, variants
 from starshift.models._weights import WeightsError, load_weights
 
 __all__ = [
     "LoadedModel",
+    "ModelInfo",
     "OptionError",
     "WeightsError",
+    "count_macs",
+    "count_params",
     "create_model",
     "is_model",
     "list_models",
     "load_model",
     "load_weights",
+    "model_info",
     "save_model",
 ]
 

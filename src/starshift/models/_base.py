@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import SelectAdaptivePool2d, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class ImageModel(Foldable, nn.Module):
         self.min_size = min_size
         self.grad_checkpointing = False
         self.num_features = widths[-1]
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": width, "reduction": reduction, "module": f"{self.levels_name}.{i}"}
             for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
         ]
@@ -219,6 +219,15 @@ class ImageModel(Foldable, nn.Module):
                 f"it needs {self.min_size} in each direction. Give it larger ones, or take a model for small images"
             )
         return x
+
+
+def truncated_normal_(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Draw weights of these kinds of layers from a normal of std 0.02 cut at 2; biases of linear layers are zero."""
+    for module in model.modules():
+        if isinstance(module, kinds) and not module.weight.is_meta:
+            trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
 
 def drop_path_rates(rate: float, depths: list[int]) -> list[list[float]]:

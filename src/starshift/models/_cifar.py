@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from starshift.errors import StarshiftError
 from starshift.layers import ConvBN
 from starshift.models._base import ImageModel, drop_path_rates
+from starshift.models._counting import count_macs
 
 DEPTHS = {20: 3, 56: 9, 110: 18}
 """Modules in each of the three groups, by the network's number."""
@@ -69,15 +70,14 @@ class CifarResNet(ImageModel):
         )
 
     def reference_macs(self, input_size: tuple[int, int] = (32, 32)) -> int:
-        """How far the reference code's count of MACs is above ours for this network; add it to ``macs_folded``.
+        """MACs as the reference code's counter gives them (shiftresnet-cifar, models/resnet.py, ``ResNet.flops``).
 
-        Its counter multiplies the stem's pixels by ``9 * last width`` where the convolution does
-        ``9 * in_chans * first width`` (by then ``in_planes`` holds the last stage's). All else agrees with a count of
-        convolutions and classifier without batch norm. (shiftresnet-cifar, models/resnet.py, ``ResNet.flops``.)
+        It ignores batch norm, and multiplies the stem's pixels by ``9 * last width`` where the convolution does
+        ``9 * in_chans * first width`` (by then ``in_planes`` holds the last stage's).
         """
-        counted = 9 * self.feature_info[-1]["num_chs"]  # type: ignore[operator]
-        real = 9 * self.in_chans * self.feature_info[0]["num_chs"]  # type: ignore[operator]
-        return math.prod(input_size) * (counted - real)
+        widths = [info["num_chs"] for info in self.feature_info]
+        stem = 9 * (widths[-1] - self.in_chans * widths[0])
+        return count_macs(self, input_size, norms=False) + math.prod(input_size) * stem
 
     @classmethod
     def convert_state_dict(cls, state: dict[str, Tensor], model: ImageModel) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ images (4 for 32 pixels). ``demonet_2d`` is its twin on points of the plane, for
 from __future__ import annotations
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import DemoBlock
-from starshift.models._base import ImageModel, drop_path_rates
+from starshift.models._base import ImageModel, drop_path_rates, truncated_normal_
 from starshift.models._registry import Variant
 
 
@@ -76,11 +75,10 @@ class DemoNet(ImageModel):
             global_pool=global_pool,
             min_size=patch_size,
         )
+        truncated_normal_(self, (nn.Linear, nn.Conv2d))
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def _finish_map(self, x: Tensor) -> Tensor:
         return x

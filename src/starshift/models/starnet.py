@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm.layers import trunc_normal_
 from torch import nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import Activation, ConvBN, StarBlock
 from starshift.layers.activation import one_of
-from starshift.models._base import ImageModel, drop_path_rates
+from starshift.models._base import ImageModel, drop_path_rates, truncated_normal_
 from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
 
 INITS = ("timm", "official")
@@ -99,12 +98,7 @@ class StarNet(ImageModel):
             global_pool=global_pool,
             min_size=reductions[-1],
         )
-        drawn = (nn.Linear, nn.Conv2d) if one_of("init", init, INITS) == "timm" else nn.Linear
-        for module in self.modules():
-            if isinstance(module, drawn):
-                trunc_normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear):
-                    nn.init.zeros_(module.bias)
+        truncated_normal_(self, (nn.Linear, nn.Conv2d) if one_of("init", init, INITS) == "timm" else (nn.Linear,))
 
 
 _SIZES = {
