@@ -39,8 +39,8 @@ Box: TypeAlias = "tuple[int, int, int, int]"
 """A crop: (top, left, height, width) in pixels."""
 
 # What libjpeg says of a scan that is damaged. Its other complaints (stray bytes between markers and the like) lose no
-# pixel. A missing end marker is left to Pillow, which refuses the file only where pixels are missing.
-_DAMAGED = ("premature end of data segment", "bad huffman", "found marker")
+# pixel, and Pillow reads on.
+_DAMAGED = ("premature end", "bad huffman", "found marker")
 # EXIF orientation to quarter turns counter-clockwise, which come after the mirroring of 2, 4, 5 and 7.
 _EXIF_TURNS = {3: 2, 5: 1, 6: 3, 7: 3, 8: 1}
 _EXIF_MIRRORED = (2, 4, 5, 7)
@@ -119,7 +119,8 @@ def image_size(source: Source) -> tuple[int, int]:
     try:
         image = source if isinstance(source, Image.Image) else _open(_read_bytes(source))
         width, height = image.size
-        return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+        turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5  # Pillow turns a TIFF's size itself
+        return (width, height) if turned else (height, width)
     except BadImageError:
         raise
     except Exception as error:
@@ -202,9 +203,10 @@ def _scale_factor(box: Box, size: tuple[int, int] | None) -> int:
 
 
 def _scaled_box(box: Box, factor: int, height: int, width: int) -> Box:
-    top, left, tall, wide = (round(value / factor) for value in box)
-    tall, wide = min(max(tall, 1), height), min(max(wide, 1), width)
-    return min(top, height - tall), min(left, width - wide), tall, wide
+    """The box in an image decoded at 1/factor, which has (height, width); at most half a pixel off, and not smaller."""
+    top, left = min(round(box[0] / factor), height - 1), min(round(box[1] / factor), width - 1)
+    bottom, right = -(-(box[0] + box[2]) // factor), -(-(box[1] + box[3]) // factor)
+    return top, left, min(bottom, height) - top, min(right, width) - left
 
 
 def _jpeg_orientation(data: bytes) -> int:
