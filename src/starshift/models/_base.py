@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import Foldable
+from starshift.layers.activation import one_of
 from starshift.layers.folding import fuse_bn_linear_
 
 
@@ -30,12 +31,14 @@ class ImageModel(Foldable, nn.Module):
         num_classes: 0 leaves the classifier out.
         in_chans: channels of the input.
         drop_rate: dropout before the classifier.
-        global_pool: timm's names: avg, max, avgmax, catavgmax, or "" for none.
+        global_pool: one of :attr:`pools`, timm's names.
         min_size: smallest side of an image in pixels.
     """
 
     levels_name: ClassVar[str] = "stages"
     first_conv: ClassVar[str] = "stem.0.conv"
+    pools: ClassVar[tuple[str, ...]] = ("avg", "max", "avgmax", "catavgmax", "")
+    """What ``global_pool`` may be; "" leaves the pool out."""
     initial_only: ClassVar[frozenset[str]] = frozenset()
     """Options that choose initial weights and nothing else."""
 
@@ -69,7 +72,7 @@ class ImageModel(Foldable, nn.Module):
         self.stem = stem
         self.add_module(self.levels_name, nn.Sequential(*stages))
         self.norm = norm
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.global_pool = self._pool(global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.head = self._classifier()
 
@@ -142,7 +145,7 @@ class ImageModel(Foldable, nn.Module):
         """A new classifier with fresh weights, and another pool if ``global_pool`` is given."""
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+            self.global_pool = self._pool(global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         reference = next(self.parameters())
         self.head = self._classifier().to(device=reference.device, dtype=reference.dtype)
@@ -158,7 +161,7 @@ class ImageModel(Foldable, nn.Module):
             self.norm = nn.Identity()
         setattr(self, self.levels_name, self.levels[: deepest + 1])
         if cut:
-            self.num_features = self.feature_info[deepest]["num_chs"]  # type: ignore[assignment]
+            self.num_features = self.feature_info[deepest]["num_chs"]
         if prune_head or cut:
             self.reset_classifier(0, "")
         return wanted
@@ -202,6 +205,9 @@ class ImageModel(Foldable, nn.Module):
 
     def _norm_map(self, x: Tensor) -> Tensor:
         return self.norm(x)
+
+    def _pool(self, name: str) -> SelectAdaptivePool2d:
+        return SelectAdaptivePool2d(pool_type=one_of("global_pool", name, self.pools), flatten=bool(name))
 
     def _classifier(self) -> nn.Module:
         return nn.Linear(self.head_hidden_size, self.num_classes) if self.num_classes > 0 else nn.Identity()

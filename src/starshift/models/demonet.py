@@ -43,6 +43,7 @@ class DemoNet(ImageModel):
 
     levels_name = "blocks"
     first_conv = "stem"
+    pools = ("avg", "max", "avgmax", "")  # the norm after the pool has the blocks' width
 
     def __init__(
         self,
