@@ -37,7 +37,9 @@ def run(small_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_file_answers_like_the_network_for_any_batch(small_model: Path, onnx_file: Path, make_photos, tmp_path: Path) -> None:
+def test_the_file_answers_like_the_network_for_any_batch(
+    small_model: Path, onnx_file: Path, make_photos, tmp_path: Path
+) -> None:
     predictor = load_exported(onnx_file)
     loaded = load_model(small_model)
     images = torch.stack([load_image(p, loaded.preprocessing) for p in make_photos(tmp_path, 9)])
@@ -101,7 +103,10 @@ class Plain:
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (RuntimeError("no rule for aten::frobnicate\nlong story"), "cannot be written as onnx: no rule for aten::frobnicate$"),
+        (
+            RuntimeError("no rule for aten::frobnicate\nlong story"),
+            "cannot be written as onnx: no rule for aten::frobnicate$",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
         (None, "not a readable ONNX file"),
     ],
@@ -116,7 +121,9 @@ def test_a_failed_export_leaves_no_file(run: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("error", [2e-5, float("inf")])
-def test_a_file_that_answers_otherwise_is_not_put_in_place(run: Path, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+def test_a_file_that_answers_otherwise_is_not_put_in_place(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
     monkeypatch.setattr(get_target("onnx"), "export", Plain())
     monkeypatch.setattr(get_target("onnx"), "check", lambda model, path, images: error)
     with pytest.raises(StarshiftError, match="answers differently from PyTorch"):
@@ -149,7 +156,9 @@ def test_it_is_checked_on_the_images_given(run: Path, labelled: Path, monkeypatc
     assert_close("first image", images[0], expected)
 
 
-def test_it_is_checked_on_the_runs_own_validation_images(run: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_checked_on_the_runs_own_validation_images(
+    run: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run / "config.yaml").write_text(f"data: {labelled}\nseed: 1\nval_fraction: 0.5\n")
     words, images = _checked_on(monkeypatch, run)
     assert words == f"5 images of the validation split of {labelled}" and len(images) == 5
@@ -158,13 +167,17 @@ def test_it_is_checked_on_the_runs_own_validation_images(run: Path, labelled: Pa
     assert words.startswith("seeded noise (the training data is no longer there") and len(images) == 5
 
 
-def test_without_data_it_is_checked_on_noise_that_is_always_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_it_is_checked_on_noise_that_is_always_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (words, first), (_, second) = (_checked_on(monkeypatch, run) for _ in range(2))
     assert words == "seeded noise" and torch.equal(first, second)
     assert first.std(dim=0).min() > 0
 
 
-def test_the_name_of_an_architecture_is_exported_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_an_architecture_is_exported_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = starshift.create_model("starnet_s050")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
     kept: list[nn.Module] = []
@@ -186,7 +199,9 @@ def test_the_name_of_an_architecture_is_exported_with_a_checkpoint(tmp_path: Pat
         ("starnet_s050", {"out": "model.tflite"}, r"ends in \.onnx"),
     ],
 )
-def test_mistakes_are_explained_before_anything_is_written(source: str, options: dict, message: str, tmp_path, monkeypatch) -> None:
+def test_mistakes_are_explained_before_anything_is_written(
+    source: str, options: dict, message: str, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StarshiftError, match=message):
         export(source, **options)

@@ -83,7 +83,9 @@ def test_the_exported_file_scores_like_the_run(small_model: Path, onnx_file: Pat
     assert file.loss == pytest.approx(run.loss, rel=1e-4)
 
 
-def test_a_data_set_in_splits_is_measured_on_its_held_out_part(small_model: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_data_set_in_splits_is_measured_on_its_held_out_part(
+    small_model: Path, labelled: Path, tmp_path: Path
+) -> None:
     (tmp_path / "val").symlink_to(labelled)
     assert evaluate(small_model, tmp_path, workers=0).n == 15
 
@@ -138,7 +140,9 @@ def test_json_and_csv_hold_the_result(small_model: Path, labelled: Path, tmp_pat
 
 def test_progress_reaches_the_total(small_model: Path, labelled: Path) -> None:
     calls: list[tuple[int, int | None]] = []
-    evaluate(small_model, labelled, batch_size=4, workers=0, on_progress=lambda done, total: calls.append((done, total)))
+    evaluate(
+        small_model, labelled, batch_size=4, workers=0, on_progress=lambda done, total: calls.append((done, total))
+    )
     assert calls[-1] == (16, 16) and calls == sorted(calls)
 
 
@@ -159,7 +163,11 @@ def test_a_run_folder_is_opened_by_its_model(small_model: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("smal", "no run at .* Did you mean 'small'"), ("notes.txt", r"end in .*\.onnx"), ("small", "no model|config.json")],
+    [
+        ("smal", "no run at .* Did you mean 'small'"),
+        ("notes.txt", r"end in .*\.onnx"),
+        ("small", "no model|config.json"),
+    ],
 )
 def test_a_wrong_path_is_explained(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "small").mkdir()

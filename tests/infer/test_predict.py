@@ -34,7 +34,9 @@ def test_probabilities_are_the_networks_for_any_batch_size(small_model: Path, ma
             assert sum(prediction.probabilities) == pytest.approx(1)
 
 
-def test_an_exported_file_stands_in_for_the_run(small_model: Path, onnx_file: Path, make_photos, tmp_path: Path) -> None:
+def test_an_exported_file_stands_in_for_the_run(
+    small_model: Path, onnx_file: Path, make_photos, tmp_path: Path
+) -> None:
     photos = make_photos(tmp_path, 4)
     for a, b in zip(predict(small_model, photos), predict(onnx_file, photos), strict=True):
         assert a.labels == b.labels

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from starshift.deploy._lower import lower_shifts_
 from starshift.deploy._metadata import Metadata, package_versions, source_commit
 from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source
 from starshift.deploy._target import Target, get_target, require
@@ -115,7 +116,7 @@ def _write(target: Target, network: Source, path: Path) -> None:
     example = noise_images(network.preprocessing, 2)
     try:
         with torch.no_grad():
-            target.export(fold_batchnorm(network.model), example, metadata, path)
+            target.export(lower_shifts_(fold_batchnorm(network.model)), example, metadata, path)
     except (OSError, StarshiftError):
         raise
     except Exception as error:  # each exporter has classes of its own
