@@ -1,4 +1,5 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPD                part = photo.crop((left, top, left + width, top + height))
+                part.save(root / folder / f"{number:03d}.jpg", quality=90)-License-Identifier: Apache-2.0
 """Real photographs for the tests, and folders of images made of them."""
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def make_folder(tmp_path: Path, photo: Image.Image) -> MakeFolder:
             for number in range(count):
                 width, height = random.integers(40, 90, 2).tolist()
                 left, top = random.integers(0, 300), random.integers(0, 300)
-                photo.crop((left, top, left + width, top + height)).save(root / folder / f"{number:03d}.jpg", quality=90)
+                part = photo.crop((left, top, left + width, top + height))
+                part.save(root / folder / f"{number:03d}.jpg", quality=90)
         return root
 
     return make

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -63,16 +63,29 @@ def decode_image(source: Source, *, channels: int = 3, min_size: int | None = No
         BadImageError: with the reason, where there is no image to be had.
     """
     size = (min_size, min_size) if min_size else None
-    return decode_crop(source, channels=channels, crop=None, size=size)[0]
+    return decode_region(source, channels=channels, size=size).pixels
 
 
-def decode_crop(
+class Region(NamedTuple):
+    """A decoded part of an image.
+
+    Attributes:
+        pixels: uint8 (C, h, w).
+        extent: (height, width) of the region in these pixels, (h, w) or a little less: at 1/4, 1281 lines are 320.25,
+            decoded as 321. A resize that ignores it shifts the image's far edge.
+    """
+
+    pixels: Tensor
+    extent: tuple[float, float]
+
+
+def decode_region(
     source: Source,
     *,
     channels: int = 3,
     crop: Callable[[int, int], Box] | None = None,
     size: tuple[int, int] | None = None,
-) -> tuple[Tensor, tuple[int, int]]:
+) -> Region:
     """Decode a region of an image, at a lower resolution where that is cheaper and ``size`` allows it.
 
     Args:
@@ -81,9 +94,6 @@ def decode_crop(
             image.
         size: (height, width) that the region will be resized to. A JPEG is decoded at 1/2, 1/4 or 1/8 where the
             region still has at least this size then. None decodes in full.
-
-    Returns:
-        The region, uint8 (C, h, w), and the (height, width) of the whole image.
 
     Raises:
         BadImageError: as :func:`decode_image`.
@@ -101,11 +111,10 @@ def decode_crop(
             if found is not None:
                 return found
         pixels = _decode_with_pillow(data, channels)
-    whole = (pixels.shape[1], pixels.shape[2])
     if crop is not None:
-        top, left, height, width = crop(*whole)
+        top, left, height, width = crop(pixels.shape[1], pixels.shape[2])
         pixels = pixels[:, top : top + height, left : left + width]
-    return pixels, whole
+    return Region(pixels, (pixels.shape[1], pixels.shape[2]))
 
 
 def image_size(source: Source) -> tuple[int, int]:
@@ -152,9 +161,8 @@ def _too_large(height: int, width: int) -> BadImageError:
 
 def _decode_jpeg(
     data: bytes, channels: int, crop: Callable[[int, int], Box] | None, size: tuple[int, int] | None
-) -> tuple[Tensor, tuple[int, int]] | None:
-    """The region and the upright size; None hands the file to Pillow (CMYK, and what libjpeg-turbo's simple interface
-    refuses)."""
+) -> Region | None:
+    """None hands the file to Pillow: CMYK, and what libjpeg-turbo's simple interface refuses."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -172,11 +180,11 @@ def _decode_jpeg(
         return None
     if orientation != 1:
         pixels = _upright(pixels, orientation)
+    extent = (box[2] / factor, box[3] / factor)
     if factor > 1:
         box = _scaled_box(box, factor, pixels.shape[0], pixels.shape[1])
     top, left, height, width = box
-    region = torch.from_numpy(pixels[top : top + height, left : left + width])
-    return region.permute(2, 0, 1), whole
+    return Region(torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1), extent)
 
 
 def _turbo(data: bytes, channels: int, height: int, width: int, factor: int) -> NDArray[np.uint8] | None:

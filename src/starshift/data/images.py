@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from starshift.data.decode import BadImageError, Box, Source, decode_crop, image_size
+from starshift.data.decode import BadImageError, Box, Region, Source, decode_region, image_size
 
 CACHE_BYTES = 512 << 20
 """Sets of small images are kept decoded in memory up to this many bytes."""
@@ -52,20 +52,28 @@ class ImageSet(abc.ABC):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def read(
+    def read(self, index: int) -> Tensor:
+        """Decode image ``index``: uint8 (C, H, W).
+
+        Raises:
+            BadImageError: with the reason, where it cannot be read.
+        """
+        return self.read_region(index).pixels
+
+    def read_region(
         self, index: int, *, crop: Callable[[int, int], Box] | None = None, size: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Decode image ``index``: uint8 (C, H, W). ``crop`` and ``size`` as for
-        :func:`starshift.data.decode.decode_crop`.
+    ) -> Region:
+        """Decode a region of image ``index``; see :func:`starshift.data.decode.decode_region`.
 
         Raises:
             BadImageError: with the reason, where it cannot be read.
         """
         if self.pixels is None:
-            return decode_crop(self.source(index), channels=self.channels, crop=crop, size=size)[0]
+            return decode_region(self.source(index), channels=self.channels, crop=crop, size=size)
         if index in self.bad:
             raise BadImageError(self.bad[index])
-        return decode_crop(torch.from_numpy(self.pixels[index]).permute(2, 0, 1), channels=self.channels, crop=crop)[0]
+        pixels = torch.from_numpy(self.pixels[index]).permute(2, 0, 1)
+        return decode_region(pixels, channels=self.channels, crop=crop)
 
     def native_size(self, probes: int = 16) -> tuple[int, int] | None:
         """(height, width) if images taken evenly from the set all have the same, else None."""
@@ -98,7 +106,7 @@ class ImageSet(abc.ABC):
 
         for index in range(len(self)):
             try:
-                image = decode_crop(self.source(index), channels=self.channels)[0]
+                image = decode_region(self.source(index), channels=self.channels).pixels
             except BadImageError as error:
                 bad[index] = str(error)
                 continue

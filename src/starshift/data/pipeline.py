@@ -139,8 +139,10 @@ class TrainPipeline:
         size = self.preprocessing.size
         if self.augment.scale is None:
             return load_pixels(self.images.source(index), self.preprocessing)
-        pixels = self.images.read(index, crop=lambda h, w: random_resized_crop(h, w, self.augment, draws), size=size)
-        return resize(pixels, size, self.augment.interpolation(draws))
+        region = self.images.read_region(
+            index, crop=lambda h, w: random_resized_crop(h, w, self.augment, draws), size=size
+        )
+        return resize(region.pixels, size, self.augment.interpolation(draws), region.extent)
 
     def _candidates(self, index: int, seed: int) -> Iterator[int]:
         yield index

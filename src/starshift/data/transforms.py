@@ -15,8 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from starshift.data.decode import Source, decode_crop
+from starshift.data.decode import Source, decode_region
 from starshift.preprocessing import Preprocessing
+
+_MARGIN = 1.5
+"""A photograph is decoded at reduced size where that leaves so many times the pixels of the resize that follows. The
+mean difference is below one grey level then; without the margin, the decoder's sharper filter would show."""
+
+# Called directly since torch.nn.functional.interpolate takes a size or a scale, and a region's extent needs both.
+_ANTIALIASED = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa,
+}
 
 _LONGEST = 4
 """An image longer than this many times its short side is cut to it (about its centre) before the resize; the crop
@@ -44,24 +54,29 @@ def load_pixels(source: Source, preprocessing: Preprocessing) -> Tensor:
         tall, wide = min(height, _LONGEST * width), min(width, _LONGEST * height)
         return (height - tall) // 2, (width - wide) // 2, tall, wide
 
-    pixels, _ = decode_crop(source, channels=preprocessing.channels, crop=region, size=_scale_size(preprocessing))
-    return eval_pixels(pixels, preprocessing)
+    least = tuple(math.ceil(_MARGIN * side) for side in _scale_size(preprocessing))
+    found = decode_region(source, channels=preprocessing.channels, crop=region, size=(least[0], least[1]))
+    return eval_pixels(found.pixels, preprocessing, found.extent)
 
 
-def eval_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Resize the shorter side to ``size / crop_pct`` and crop the centre: uint8 (..., C, H, W) to uint8 (..., C,
-    *size)."""
+def eval_pixels(pixels: Tensor, preprocessing: Preprocessing, extent: tuple[float, float] | None = None) -> Tensor:
+    """Resize the shorter side to ``size / crop_pct`` and crop the centre: uint8 (..., C, H, W) to (..., C, *size)."""
     height, width = preprocessing.size
-    pixels = resize(
-        pixels, _resized(pixels.shape[-2], pixels.shape[-1], _scale_size(preprocessing)), preprocessing.interpolation
-    )
+    tall, wide = extent or (pixels.shape[-2], pixels.shape[-1])
+    size = _resized(tall, wide, _scale_size(preprocessing))
+    pixels = resize(pixels, size, preprocessing.interpolation, extent)
     top, left = round((pixels.shape[-2] - height) / 2), round((pixels.shape[-1] - width) / 2)
     return pixels[..., top : top + height, left : left + width]
 
 
-def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Resize uint8 (C, H, W) or (N, C, H, W) to ``size`` = (height, width), antialiased as Pillow does it; the result
-    is uint8."""
+def resize(
+    pixels: Tensor, size: tuple[int, int], interpolation: str, extent: tuple[float, float] | None = None
+) -> Tensor:
+    """Resize uint8 (C, H, W) or (N, C, H, W) to ``size`` = (height, width), antialiased as Pillow does it, to uint8.
+
+    ``extent`` is what of the pixels' height and width is to be shown, where that is a fraction of a pixel less than all
+    (see :class:`starshift.data.decode.Region`).
+    """
     if pixels.shape[-2:] == size:
         return pixels
     # The batch dimension goes in front of H, W, C: in front of C, its stride would hide the layout and slow the resize.
@@ -70,7 +85,8 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
         batch = F.interpolate(batch, size=size, mode="nearest-exact")
     else:
         batch = batch.contiguous(memory_format=torch.channels_last)
-        batch = F.interpolate(batch, size=size, mode=interpolation, antialias=True, align_corners=False)
+        scales = (None, None) if extent is None else (size[0] / extent[0], size[1] / extent[1])
+        batch = _ANTIALIASED[interpolation](batch, size, False, *scales)
     return batch if pixels.ndim == 4 else batch[0]
 
 
@@ -106,7 +122,7 @@ def _scale_size(preprocessing: Preprocessing) -> tuple[int, int]:
     return math.floor(height / preprocessing.crop_pct), math.floor(width / preprocessing.crop_pct)
 
 
-def _resized(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+def _resized(height: float, width: float, target: tuple[int, int]) -> tuple[int, int]:
     """The smallest size of the same aspect ratio that covers ``target``; rounded as torchvision (square) and timm
     (otherwise) do."""
     if target[0] == target[1]:
