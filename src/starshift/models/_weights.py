@@ -18,7 +18,8 @@ from starshift.models._base import ImageModel
 from starshift.models._unpickle import Inert, load_inert, module_state_dict
 
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+_PREFIXES = ("ema.module.", "module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+"""What wrappers put before the names; a run's checkpoint holds averaged weights under the first, as its model/ does."""
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _SHOWN = 5
 
