@@ -1,5 +1,4 @@
-# SPD                part = photo.crop((left, top, left + width, top + height))
-                part.save(root / folder / f"{number:03d}.jpg", quality=90)-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0
 """Real photographs for the tests, and folders of images made of them."""
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MakeFolder = Callable[[Mapping[str, int]], Path]
 
 @pytest.fixture
 def make_folder(tmp_path: Path, photo: Image.Image) -> MakeFolder:
-    """A function that writes so many JPEGs of different sizes into each folder named, below one root, and returns that."""
+    """A function that writes so many JPEGs, of different sizes, into each folder named, below one root, its result."""
 
     def make(counts: Mapping[str, int]) -> Path:
         random = np.random.default_rng(0)
