@@ -78,6 +78,32 @@ def loader(
         _show(rows)
 
 
+@app.command()
+def accuracy(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, as 'starshift eval' takes them.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a run and of the files exported from it, with the settings, machine, versions and commit."""
+    from starshift.bench.accuracy import bench_accuracy
+    from starshift.bench.rows import append_row
+    from starshift.cli._progress import progress_bar
+
+    with progress_bar("eval") as advance:
+        rows = bench_accuracy(run, data, on_progress=advance)
+    if out is not None:
+        for row in rows:
+            append_row(out, row)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        typer.echo(f"{row['model']} in {row['evaluated']}: top-1 {row['top1']:.2f}% of {row['n']} images")
+
+
 def _width_height(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) >= 16 and int(height) >= 16):
