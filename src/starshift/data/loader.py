@@ -9,9 +9,11 @@ middle of an epoch. Positions count over all ranks: more processes divide the sa
 
 from __future__ import annotations
 
+import atexit
 import math
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple
@@ -161,6 +163,7 @@ class ImageLoader(DataLoader[Any]):
     ) -> None:
         if workers < 0:
             raise StarshiftError(f"workers must not be negative, not {workers}")
+        self._at_exit: Any = None
         super().__init__(
             _BatchDataset(pipeline),
             batch_sampler=sampler,
@@ -173,10 +176,21 @@ class ImageLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        iterator = super().__iter__()
+        if self.num_workers and iterator is not self._at_exit:
+            self._at_exit = iterator
+            # After the iterator's own exit handler, so that it runs before that: told to, workers leave at once.
+            atexit.register(_shut_down, weakref.ref(iterator))
+        for batch in iterator:
             if isinstance(batch, StarshiftError):
                 raise batch
             yield batch
+
+
+def _shut_down(iterator: weakref.ref[Any]) -> None:
+    found = iterator()
+    if found is not None:
+        found._shutdown_workers()
 
 
 def _start_worker(worker: int) -> None:
