@@ -13,25 +13,48 @@ from starshift.cli._options import Json
 
 HELP = "Train a network on a folder of images (or fine-tune one with --checkpoint)."
 
-Data = Annotated[str | None, typer.Argument(metavar="DATA", help="A folder of images, 'digits', or timm's torch/..., hfds/..., wds/... .")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see config.yaml of a run for all.")]
+Data = Annotated[
+    str | None,
+    typer.Argument(metavar="DATA", help="A folder of images, 'digits', or timm's torch/..., hfds/..., wds/... ."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see config.yaml of a run for all."),
+]
 
 
 def command(
     data: Data = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A name that 'starshift models' lists, or one of timm's.")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="A recipe's name or a YAML file; default: quick, or finetune with --checkpoint.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="The config.yaml of another run: do the same again.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A name that 'starshift models' lists, or one of timm's.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="A recipe's name or a YAML file; default: quick, or finetune with --checkpoint."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The config.yaml of another run: do the same again.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default: runs/MODEL-DATA-N.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Start from these weights: a file, a run folder, hf-hub:OWNER/NAME.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="Start from these weights: a file, a run folder, hf-hub:OWNER/NAME."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", "-b")] = None,
-    img_size: Annotated[int | None, typer.Option("--img-size", help="Pixels; default: the data's own if small, else the model's.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate at its peak; default: the recipe's, scaled to the batch.")] = None,
+    img_size: Annotated[
+        int | None, typer.Option("--img-size", help="Pixels; default: the data's own if small, else the model's.")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Learning rate at its peak; default: the recipe's, scaled to the batch."),
+    ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.")] = None,
     devices: Annotated[str | None, typer.Option("--devices", help="auto, cpu, cuda, mps, or a number of GPUs.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-j", help="Processes that decode images; default: chosen.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-j", help="Processes that decode images; default: chosen.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed")] = None,
     settings: Set = None,
     as_json: Json = False,

@@ -40,7 +40,9 @@ class TrainConfig:
     recipe: str = ""  # the recipe these settings started from
     model: str = ""
     model_args: dict[str, Any] = field(default_factory=dict)  # further arguments of create_model
-    checkpoint: str | None = None  # first weights, for fine-tuning: a file, a run folder, a Hub id; head made anew if it does not fit
+    checkpoint: str | None = (
+        None  # first weights, for fine-tuning: a file, a run folder, a Hub id; head made anew if it does not fit
+    )
     drop: float | None = None  # None: the model's own default
     drop_path: float | None = None
     # Image; None: the data's native size if they have one, and else what the model was made for
@@ -70,8 +72,9 @@ class TrainConfig:
     mixup_off_epoch: int = 0
     smoothing: float = 0.1
     bce_loss: bool = False
-    # Optimisation. Images an update (the global batch) = batch_size x grad_accum_steps x devices. lr is per update, as it
-    # stands; None: lr_base x (global batch / lr_base_size), or the root of that share (sqrt; the default for adaptive optimisers).
+    # Optimisation. Images an update (the global batch) = batch_size x grad_accum_steps x devices. lr is per update, as
+    # it stands; None: lr_base x (global batch / lr_base_size), or x the root of that share (lr_base_scale: sqrt, which
+    # is the default for adaptive optimisers).
     epochs: int = 100
     batch_size: int = 128
     grad_accum_steps: int = 1
@@ -110,16 +113,49 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise StarshiftError(f"{name} is one of {', '.join(c or repr(c) for c in choices)}; not {value!r}.{nearest(str(value), choices)}")
-        above_zero = ("epochs", "batch_size", "grad_accum_steps", "img_size", "lr", "lr_base", "lr_base_size", "clip_grad", "layer_decay")
+                spelled = ", ".join(choice or repr(choice) for choice in choices)
+                raise StarshiftError(f"{name} is one of {spelled}; not {value!r}.{nearest(str(value), choices)}")
+        above_zero = (
+            "epochs",
+            "batch_size",
+            "grad_accum_steps",
+            "img_size",
+            "lr",
+            "lr_base",
+            "lr_base_size",
+            "clip_grad",
+            "layer_decay",
+        )
         for name in above_zero:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise StarshiftError(f"{name} must be above zero, not {getattr(self, name)}")
-        not_negative = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "mixup", "cutmix", "workers", "aug_repeats", "crop_padding", "seed")
+        not_negative = (
+            "warmup_epochs",
+            "warmup_lr",
+            "min_lr",
+            "weight_decay",
+            "mixup",
+            "cutmix",
+            "workers",
+            "aug_repeats",
+            "crop_padding",
+            "seed",
+        )
         for name in not_negative:
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise StarshiftError(f"{name} must not be negative, not {getattr(self, name)}")
-        shares = ("drop", "drop_path", "hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing", "val_fraction", "model_ema_decay")
+        shares = (
+            "drop",
+            "drop_path",
+            "hflip",
+            "vflip",
+            "reprob",
+            "mixup_prob",
+            "mixup_switch_prob",
+            "smoothing",
+            "val_fraction",
+            "model_ema_decay",
+        )
         for name in shares:
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise StarshiftError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -189,7 +225,9 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
     if not path.is_file():
-        raise StarshiftError(f"no recipe {str(recipe)!r} (recipes: {', '.join(recipes())}; or a YAML file).{nearest(str(recipe), recipes())}")
+        there_are = ", ".join(recipes())
+        hint = nearest(str(recipe), recipes())
+        raise StarshiftError(f"no recipe {str(recipe)!r} (recipes: {there_are}; or a YAML file).{hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -39,17 +39,31 @@ class Display:
             print(line, file=self.stream, flush=True)
 
     @contextmanager
-    def bar(self, total: int, done: int) -> Iterator[None]:
-        """Draw a bar over all ``total`` batches of the run, of which ``done`` are behind, if the stream is a terminal."""
+    def bar(self, total: int) -> Iterator[None]:
+        """Draw a bar over the run's ``total`` batches, if the stream is a terminal."""
         if self.quiet or not self.stream.isatty():
             yield
             return
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
         with Progress(*columns, console=Console(file=self.stream), transient=True, refresh_per_second=4) as self._bar:
-            self._task = self._bar.add_task("", total=total, completed=done)
+            self._task = self._bar.add_task("", total=total)
             try:
                 yield
             finally:
@@ -64,9 +78,11 @@ class Display:
     def epoch(self, row: dict[str, Any], epochs: int, best: bool) -> None:
         """One line an epoch."""
         width = len(str(epochs))
+        losses = f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}"
+        accuracy = f"top-1 {row['val_top1']:6.2f}%  top-5 {row['val_top5']:6.2f}%"
+        mark = "  *" if best else ""
         self.say(
-            f"epoch {row['epoch']:>{width}}/{epochs}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}"
-            f"  top-1 {row['val_top1']:6.2f}%  top-5 {row['val_top5']:6.2f}%  {row['images_per_s']:.0f} images/s{'  *' if best else ''}"
+            f"epoch {row['epoch']:>{width}}/{epochs}  {losses}  {accuracy}  {row['images_per_s']:.0f} images/s{mark}"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,18 @@ from starshift.training.folder import copy_checkpoint, disk_errors, write_csv
 from starshift.training.interrupts import StopAsked, StopSignal
 from starshift.training.task import ClassificationTask, NotFiniteError
 
-COLUMNS = ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_s", "seconds", "skipped")
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+    "images_per_s",
+    "seconds",
+    "skipped",
+)
 AGREE_EVERY = 10  # steps between two looks of several processes at each other's signals
 
 
@@ -40,10 +52,17 @@ class PositionedLoader:
         yield from self.loader
 
 
-class EpochKeeper(Callback):
-    """Validates after each epoch, writes its row, then ``last.ckpt``, and ``best.ckpt`` when top-1 (then the loss) is better.
+def end_workers(loader: DataLoader) -> None:
+    """End the loader's persistent workers now; left to the garbage collector they would disturb later ones."""
+    if loader._iterator is not None and loader.num_workers > 0:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+    loader._iterator = None
 
-    On a signal the checkpoint is written at the next update's end, or within validation at once; then StopAsked is raised.
+
+class EpochKeeper(Callback):
+    """Validates after each epoch, writes its row, then ``last.ckpt``, and ``best.ckpt`` when top-1 (or loss) is better.
+
+    On a signal the checkpoint is written after the running update, or within validation at once; StopAsked follows.
     A checkpoint never replaces a good one with weights or losses that are not finite.
     """
 
@@ -59,17 +78,22 @@ class EpochKeeper(Callback):
         self.skipped = 0  # unreadable images in the running epoch
         self.bad: dict[str, str] = {}  # all of them, name to reason
         self.unvalidated = False  # the last epoch's steps are done, its validation is not
-        self._since = time.monotonic()
+        self.earlier = 0.0  # seconds that the run took before it was resumed
+        self._started = self._since = time.monotonic()
 
     # -- state in checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         names = ("rows", "best", "seconds", "skipped", "bad", "unvalidated")
-        return {name: getattr(self, name) for name in names}
+        return {"earlier": self.elapsed(), **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken so far, over all its parts."""
+        return self.earlier + time.monotonic() - self._started
 
     # -- hooks
 
@@ -77,7 +101,7 @@ class EpochKeeper(Callback):
         self.stop.install()  # over Lightning's own handler, which raises where no checkpoint can be written
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.catch_up(trainer)
+        self.catch_up(trainer, pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self.skipped += len(batch.bad)
@@ -87,7 +111,9 @@ class EpochKeeper(Callback):
         task: ClassificationTask = pl_module
         batches = int(trainer.num_training_batches)
         epoch = trainer.current_epoch
-        self.display.batch(epoch * batches + task.batches_done, f"epoch {epoch + 1}/{task.config.epochs}{self._latest()}")
+        self.display.batch(
+            epoch * batches + task.batches_done, f"epoch {epoch + 1}/{task.config.epochs}{self._latest()}"
+        )
         last = task.batches_done == batches
         updated = last or task.batches_done % task.config.grad_accum_steps == 0
         if updated and not last and self._asked_to_stop(trainer, task.batches_done):
@@ -101,9 +127,10 @@ class EpochKeeper(Callback):
         self._finish_epoch(trainer, pl_module, trainer.current_epoch)
         self._since = time.monotonic()
 
-    def catch_up(self, trainer: Trainer) -> None:
+    def catch_up(self, trainer: Trainer, device: torch.device) -> None:
         """Validate an epoch whose steps were done when the run was stopped."""
         if self.unvalidated:
+            trainer.lightning_module.to(device)  # Lightning takes it off when it has nothing left to train
             self._finish_epoch(trainer, trainer.lightning_module, len(self.rows))
         self._since = time.monotonic()
 
@@ -122,14 +149,20 @@ class EpochKeeper(Callback):
             precision=task.config.precision,
             channels_last=task.config.channels_last,
             across_processes=trainer.world_size > 1,
-            after_batch=lambda: self._stop_unvalidated(trainer, task) if self._asked_to_stop(trainer, alone=True) else None,
+            after_batch=lambda: (
+                self._stop_unvalidated(trainer, task) if self._asked_to_stop(trainer, alone=True) else None
+            ),
         )
         if not math.isfinite(found.loss):
-            raise NotFiniteError(f"the validation loss became NaN or infinite after epoch {epoch + 1}, step {trainer.global_step} of {task.total_updates}")
+            where = f"epoch {epoch + 1}, step {trainer.global_step} of {task.total_updates}"
+            raise NotFiniteError(f"the validation loss became NaN or infinite after {where}")
         self.bad.update(found.bad)
         row = self._row(trainer, task, epoch, found)
         self.rows.append(row)
-        better = (row["val_top1"], -row["val_loss"]) > (self.best.get("val_top1", -1.0), -self.best.get("val_loss", math.inf))
+        better = (row["val_top1"], -row["val_loss"]) > (
+            self.best.get("val_top1", -1.0),
+            -self.best.get("val_loss", math.inf),
+        )
         if better:
             self.best = dict(row)
         self.seconds, self.skipped, self.unvalidated = 0.0, 0, False
@@ -181,7 +214,7 @@ class EpochKeeper(Callback):
         raise StopAsked
 
     def _asked_to_stop(self, trainer: Trainer, step: int = 0, alone: bool = False) -> bool:
-        """Whether a signal came; several processes agree on it, all at the same steps (never in mid-validation: ``alone``)."""
+        """Whether a signal came; several processes agree on it, at the same steps (not in validation: ``alone``)."""
         if trainer.world_size == 1:
             return self.stop.received is not None
         if alone or step % AGREE_EVERY:

@@ -20,7 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Validation:
-    """Means over all images, top-1 and top-5 in per cent; ``rows`` are (index, target, predicted, probability, loss)."""
+    """Means over all images, top-1 and top-5 in per cent; ``rows``: (index, target, predicted, probability, loss)."""
 
     loss: float
     top1: float
@@ -51,7 +51,10 @@ def validate(
     Top-5 counts the five best classes, or all where there are fewer. With ``across_processes`` each process brings its
     share of the images and all get the means of the whole. ``after_batch`` may raise to break off.
     """
-    accuracy = {f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False) for k in (1, 5)}
+    accuracy = {
+        f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
+        for k in (1, 5)
+    }
     metrics = MetricCollection({**accuracy}, compute_groups=False).to(device)
     mean_loss = MeanMetric(sync_on_compute=across_processes).to(device)
     for metric in metrics.values():
@@ -85,4 +88,6 @@ def validate(
 
 def _rows(index: Tensor, target: Tensor, logits: Tensor, losses: Tensor) -> list[tuple[int, int, int, float, float]]:
     probability, predicted = logits.softmax(1).max(1)
-    return list(zip(index.tolist(), target.tolist(), predicted.tolist(), probability.tolist(), losses.tolist(), strict=True))
+    return list(
+        zip(index.tolist(), target.tolist(), predicted.tolist(), probability.tolist(), losses.tolist(), strict=True)
+    )

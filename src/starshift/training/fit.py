@@ -4,39 +4,33 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
 
-from starshift.data import Augment, DataSource, eval_loader, open_data, train_loader
+from starshift.data import Augment, eval_loader, train_loader
 from starshift.errors import StarshiftError
-from starshift.models import count_macs, create_model, load_weights
-from starshift.preprocessing import Preprocessing
 from starshift.training.config import TrainConfig, override, resolve
 from starshift.training.display import Display, quiet_libraries
-from starshift.training.epochs import EpochKeeper, PositionedLoader
+from starshift.training.epochs import EpochKeeper, PositionedLoader, end_workers
 from starshift.training.finish import write_results
 from starshift.training.folder import CheckpointFiles, Run, disk_errors, new_run_folder, run_to_resume, write_bytes
 from starshift.training.interrupts import StopAsked, TrainingInterrupted
-from starshift.training.machine import choose_devices, choose_workers, device_name, keep_freed_memory
-from starshift.training.optim import learning_rate
+from starshift.training.machine import keep_freed_memory
+from starshift.training.setup import Setup, set_up
 from starshift.training.task import ClassificationTask, NotFiniteError
 
-RESUMABLE = ("epochs", "devices", "workers", "data_dir", "data")  # what a resumed run may change
-SMALLEST = 32  # pixels: smaller images are enlarged to this, unless img_size is given
+RESUMABLE = ("data", "data_dir", "epochs", "devices", "workers")  # what a resumed run may change
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 RUN_VARIABLE = "STARSHIFT_RUN"  # tells the processes of one distributed run their folder
 
 
 def train(
-    data: str | None = None,
+    data: str | Path | None = None,
     model: str | None = None,
     *,
     recipe: str | Path | None = None,
@@ -50,7 +44,7 @@ def train(
 
     Args:
         data: ``"digits"``, a folder of images, or timm's ``"torch/..."``, ``"hfds/..."``, ``"wds/..."``.
-        model: a name of ``list_models()``, or of timm.
+        model: a name of ``list_models()``, or of timm; default: one that suits the size of the images.
         recipe: a recipe's name or a YAML file; default ``quick``, or ``finetune`` when ``checkpoint`` is given.
         out: the run folder, new or empty; default ``runs/<model>-<data>-<n>``.
         resume: a run folder to go on with; its settings are kept (``epochs``, ``devices``, ``workers`` may change).
@@ -61,7 +55,8 @@ def train(
         The finished run.
 
     Raises:
-        StarshiftError: a mistake in settings, data or folders, or a loss that is not finite (the last good checkpoint stays).
+        StarshiftError: a mistake in settings, data or folders, or a loss that is not finite (the last good checkpoint
+            stays).
         TrainingInterrupted: Ctrl-C or SIGTERM came; the run can be resumed.
     """
     named = {"data": data, "model": model}
@@ -70,141 +65,96 @@ def train(
     keep_freed_memory()
     if resume is not None:
         if recipe is not None or out is not None:
-            raise StarshiftError("a resumed run keeps its folder and settings: --resume goes without --recipe, --config and --out")
+            raise StarshiftError("a resumed run keeps its settings and folder: leave out --recipe, --config and --out")
         folder = run_to_resume(resume)
         config = _resumed_config(folder, settings)
-        return _fit(config, folder, display, resumed=True)
-    config = resolve(recipe or ("finetune" if settings.get("checkpoint") else "quick"), settings)
-    if not config.data or not config.model:
-        missing = "the data (a folder of images, or 'digits')" if not config.data else "the model (--model; see 'starshift models')"
-        raise StarshiftError(f"name {missing}")
-    return _fit(config, _Later(out), display, resumed=False)
+        if (folder / "summary.json").is_file() and Run.open(folder).summary["epochs"] >= config.epochs:
+            raise StarshiftError(f"{folder} is finished ({config.epochs} epochs); to train on, give more --epochs")
+        setup = set_up(config, display)
+    else:
+        config = resolve(recipe or ("finetune" if settings.get("checkpoint") else "quick"), settings)
+        if not config.data:
+            raise StarshiftError("name the data to train on: a folder of images, or 'digits'")
+        setup = set_up(config, display)
+        folder = _run_folder(out, setup.config)
+    with disk_errors(folder):
+        write_bytes(folder / "config.yaml", setup.config.to_yaml().encode())
+    setup.announce(display)
+    display.say(f"run     {folder}")
+    return _fit(setup, folder, display, resumed=resume is not None)
 
 
-class _Later:
-    """A run folder still to be made: only once data and model are known to be right."""
-
-    def __init__(self, out: str | Path | None) -> None:
-        self.out = out
-
-    def make(self, config: TrainConfig) -> Path:
-        if RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-            return Path(os.environ[RUN_VARIABLE])
-        folder = new_run_folder(self.out, config.model, config.data)
-        os.environ[RUN_VARIABLE] = str(folder.resolve())
-        return folder
+def _run_folder(out: str | Path | None, config: TrainConfig) -> Path:
+    """Make the run folder; further processes of the same run are told it."""
+    if RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(os.environ[RUN_VARIABLE])
+    folder = new_run_folder(out, config.model, config.data)
+    os.environ[RUN_VARIABLE] = str(folder.resolve())
+    return folder
 
 
-def _resumed_config(folder: Path, settings: Mapping[str, Any]) -> TrainConfig:
+def _resumed_config(folder: Path, settings: dict[str, Any]) -> TrainConfig:
     config = resolve(folder / "config.yaml")
     changed = override(config, **settings)
     for f in fields(TrainConfig):
         if getattr(config, f.name) != getattr(changed, f.name) and f.name not in RESUMABLE:
-            raise StarshiftError(f"a resumed run keeps its settings; {f.name} was {getattr(config, f.name)!r} (only {', '.join(RESUMABLE)} may change)")
+            was = f"{f.name} was {getattr(config, f.name)!r}"
+            raise StarshiftError(f"a resumed run keeps its settings: {was} (only {', '.join(RESUMABLE)} may change)")
     return changed
 
 
-def _fit(config: TrainConfig, place: Path | _Later, display: Display, resumed: bool) -> Run:
-    started = time.monotonic()
-    accelerator, count = choose_devices(config.devices)
-    if config.precision == "fp16" and accelerator == "cpu":
-        raise StarshiftError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
-    channels = int(config.model_args.get("in_chans", 3))
-    source = open_data(
-        config.data, val_fraction=config.val_fraction, seed=config.seed, channels=channels, data_dir=config.data_dir, download=config.download
-    )
-    network = _make_model(config, len(source.classes))
-    preprocessing = choose_preprocessing(config, network, source, channels)
-    config = _fitting_batch(config, len(source.train), count, display)
-    folder = place if isinstance(place, Path) else place.make(config)
-    with disk_errors(folder):
-        write_bytes(folder / "config.yaml", config.to_yaml().encode())
-    _announce(config, network, preprocessing, source, device_name(accelerator, count), folder, display)
+@dataclass(frozen=True)
+class _Parts:
+    trainer: Trainer
+    task: ClassificationTask
+    keeper: EpochKeeper
+    loader: PositionedLoader
 
+
+def _fit(setup: Setup, folder: Path, display: Display, *, resumed: bool) -> Run:
     with quiet_libraries():
-        trainer, task, keeper = _assemble(config, network, preprocessing, source, folder, display, accelerator, count)
-        _run(trainer, task, keeper, folder, resumed)
-        if not trainer.is_global_zero:
-            return Run(folder, {})
-        display.say("writing the model, its validation and the report")
-        with disk_errors(folder):
-            return write_results(folder, config, task, keeper, source, preprocessing, seconds=time.monotonic() - started, display=display)
+        parts = _assemble(setup, folder, display)
+        try:
+            _run(parts, setup, folder, resumed)
+            if not parts.trainer.is_global_zero:
+                return Run(folder, {})
+            with disk_errors(folder):
+                return write_results(folder, setup, parts.task, parts.keeper, display=display)
+        finally:
+            for loader in (parts.loader.loader, parts.keeper.val_loader):
+                end_workers(loader)
 
 
-def _make_model(config: TrainConfig, classes: int) -> nn.Module:
-    torch.manual_seed(config.seed)
-    rates = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
-    arguments = {**{k: v for k, v in rates.items() if v is not None}, **config.model_args}
-    network = create_model(config.model, num_classes=classes, **arguments)
-    if config.checkpoint is not None:
-        load_weights(network, config.checkpoint, new_head=True)
-    return network
-
-
-def choose_preprocessing(config: TrainConfig, network: nn.Module, source: DataSource, channels: int) -> Preprocessing:
-    """What the settings say; then, for the size, the data's native size (at least 32 pixels) where it is below the model's;
-    then what the model was made for."""
-    made_for = dict(getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {})
-    height, width = tuple(made_for.get("input_size", (3, 224, 224)))[1:]
-    chosen = {"mean": made_for.get("mean"), "std": made_for.get("std"), "interpolation": made_for.get("interpolation"), "crop_pct": made_for.get("crop_pct")}
-    native = source.native_size
-    if config.img_size is not None:
-        height = width = config.img_size
-    elif native is not None and max(native) < height:
-        height = width = max(SMALLEST, *native)
-    if native is not None and max(native) <= height:
-        chosen["crop_pct"] = 1.0  # no border to crop away: small images are used whole
-    given = {name: getattr(config, name) for name in chosen}
-    chosen = {name: value for name, value in {**chosen, **{k: v for k, v in given.items() if v is not None}}.items() if value is not None}
-    return Preprocessing.from_config({**chosen, "input_size": (channels, height, width)})
-
-
-def _fitting_batch(config: TrainConfig, images: int, count: int, display: Display) -> TrainConfig:
-    """A batch no larger than the training images of one process, and even where mixup pairs them."""
-    share = images // count
-    if share < config.batch_size:
-        size = share - share % 2 if config.mixup > 0 or config.cutmix > 0 else share
-        if size < 1:
-            raise StarshiftError(f"{images} training images are too few to train on")
-        display.say(f"batch size {config.batch_size} -> {size}: there are only {images} training images")
-        return override(config, batch_size=size)
-    return config
-
-
-def _announce(
-    config: TrainConfig, network: nn.Module, preprocessing: Preprocessing, source: DataSource, device: str, folder: Path, display: Display
-) -> None:
-    parameters = sum(p.numel() for p in network.parameters())
-    macs = count_macs(network, (preprocessing.channels, *preprocessing.size))
-    size = f"{preprocessing.size[0]}x{preprocessing.size[1]}"
-    display.say(f"model   {config.model}: {parameters:,} parameters, {macs / 1e6:.1f} M multiply-adds at {size} pixels")
-    display.say(f"data    {source.name}: {len(source.classes)} classes, {len(source.train)} images to train on, {len(source.val)} to validate on")
-    for note in source.notes:
-        display.say(f"        {note}")
-    recipe = f"recipe {config.recipe or 'none'}, {config.epochs} epochs, batch {config.batch_size}"
-    display.say(f"run     {recipe}, {config.precision} on {device}, folder {folder}")
-
-
-def _assemble(
-    config: TrainConfig, network: nn.Module, preprocessing: Preprocessing, source: DataSource, folder: Path, display: Display, accelerator: str, count: int
-) -> tuple[Trainer, ClassificationTask, EpochKeeper]:
-    rank = int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else 0
-    workers = choose_workers(config.workers, accelerator, count, in_memory=source.train.load_small())
-    augment = Augment(**{f.name: getattr(config, f.name) for f in fields(Augment) if hasattr(config, f.name)})
-    sharding = {"workers": workers, "rank": rank, "world_size": count}
+def _assemble(setup: Setup, folder: Path, display: Display) -> _Parts:
+    config, source = setup.config, setup.source
+    augment = Augment(**{f.name: getattr(config, f.name) for f in fields(Augment)})
+    rank = int(os.environ.get("LOCAL_RANK", "0")) if setup.processes > 1 else 0
     training = train_loader(
-        source.train, preprocessing, augment, batch_size=config.batch_size, seed=config.seed, aug_repeats=config.aug_repeats, **sharding
+        source.train,
+        setup.preprocessing,
+        augment,
+        batch_size=config.batch_size,
+        workers=setup.workers,
+        seed=config.seed,
+        rank=rank,
+        world_size=setup.processes,
+        aug_repeats=config.aug_repeats,
     )
-    validation = eval_loader(source.val, preprocessing, batch_size=config.batch_size, **sharding)
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    lr = learning_rate(config, config.batch_size * config.grad_accum_steps * count)
-    task = ClassificationTask(network, config, classes=len(source.classes), lr=lr, batches=len(training))
+    validation = eval_loader(
+        source.val,
+        setup.preprocessing,
+        batch_size=config.batch_size,
+        workers=setup.workers,
+        rank=rank,
+        world_size=setup.processes,
+    )
+    network = setup.network.to(memory_format=torch.channels_last) if config.channels_last else setup.network
+    task = ClassificationTask(network, config, classes=len(source.classes), lr=setup.lr, batches=len(training))
     keeper = EpochKeeper(folder, validation, display, len(source.classes))
     trainer = Trainer(
-        accelerator="gpu" if accelerator == "cuda" else accelerator,
-        devices=count,
-        strategy="ddp" if count > 1 else "auto",
+        accelerator="gpu" if setup.accelerator == "cuda" else setup.accelerator,
+        devices=setup.processes,
+        strategy="ddp" if setup.processes > 1 else "auto",
         precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
         accumulate_grad_batches=config.grad_accum_steps,
@@ -221,32 +171,26 @@ def _assemble(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    task.training_loader = PositionedLoader(training, lambda: (trainer.current_epoch, task.batches_done))
-    return trainer, task, keeper
+    loader = PositionedLoader(training, lambda: (trainer.current_epoch, task.batches_done))
+    return _Parts(trainer, task, keeper, loader)
 
 
-def _run(trainer: Trainer, task: ClassificationTask, keeper: EpochKeeper, folder: Path, resumed: bool) -> None:
+def _run(parts: _Parts, setup: Setup, folder: Path, resumed: bool) -> None:
     """Fit to the last epoch, or raise what a person can act on."""
-    loader = task.training_loader
+    trainer, task, keeper = parts.trainer, parts.task, parts.keeper
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    total = task.config.epochs * len(loader)
     try:
-        with keeper.stop, disk_errors(folder), keeper.display.bar(total, 0):
-            trainer.fit(task, train_dataloaders=loader, ckpt_path=str(checkpoint) if resumed else None)
-            keeper.catch_up(trainer)
+        with keeper.stop, disk_errors(folder), keeper.display.bar(task.config.epochs * len(parts.loader)):
+            trainer.fit(task, train_dataloaders=parts.loader, ckpt_path=str(checkpoint) if resumed else None)
+            keeper.catch_up(trainer, setup.device)
     except StopAsked:
-        signum = keeper.stop.received or 2
-        message = (
-            f"stopped in epoch {trainer.current_epoch + 1} of {task.config.epochs}, after step {trainer.global_step} of"
-            f" {task.total_updates}; everything is kept. Go on with: starshift train --resume {folder}"
-        )
-        raise TrainingInterrupted(message, folder, signum) from None
+        where = f"epoch {trainer.current_epoch + 1} of {task.config.epochs}, after step {trainer.global_step}"
+        message = f"stopped in {where}; everything is kept. Go on with: starshift train --resume {folder}"
+        raise TrainingInterrupted(message, folder, keeper.stop.received or 2) from None
     except SystemExit:  # Lightning's answer to a second Ctrl-C
         kept = f"; the last checkpoint is {checkpoint}" if checkpoint.is_file() else ""
         raise TrainingInterrupted(f"interrupted{kept}", folder, 2) from None
     except NotFiniteError as error:
         kept = f" The last good checkpoint is kept: {checkpoint}." if checkpoint.is_file() else ""
-        raise NotFiniteError(
-            f"{error}.{kept} Try a lower learning rate (--lr, now {task.lr:.3g}), clip_grad=1, a longer warm-up,"
-            " or --precision fp32 if it is lower"
-        ) from None
+        advice = f"Try a lower learning rate (--lr, now {setup.lr:.3g}), --set clip_grad=1, more warm-up, or fp32."
+        raise NotFiniteError(f"{error}.{kept} {advice}") from None

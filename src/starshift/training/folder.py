@@ -68,11 +68,16 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_SPACE:
             raise StarshiftError(
-                f"no space left to write the run folder {folder}. The last complete checkpoint in it is untouched: free some"
-                f" space, then go on with: starshift train --resume {folder}"
+                f"no space left to write the run folder {folder}. The last complete checkpoint in it is untouched: free"
+                f" some space, then go on with: starshift train --resume {folder}"
             ) from error
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (errno.EROFS, errno.EIO):
-            raise StarshiftError(f"cannot write the run folder {folder}: {error.strerror}. Choose another with --out") from error
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (
+            errno.EROFS,
+            errno.EIO,
+        ):
+            raise StarshiftError(
+                f"cannot write the run folder {folder}: {error.strerror}. Choose another with --out"
+            ) from error
         raise
 
 
@@ -139,7 +144,9 @@ def run_to_resume(resume: str | Path) -> Path:
         raise StarshiftError(f"--resume {resume}: there is no such run folder")
     for name in ("config.yaml", "checkpoints/last.ckpt"):
         if not (path / name).is_file():
-            raise StarshiftError(f"--resume {path}: it holds no {name}, so there is nothing to go on with; start anew with another --out")
+            raise StarshiftError(
+                f"--resume {path}: it holds no {name}, so there is nothing to go on with; start anew with another --out"
+            )
     return path
 
 

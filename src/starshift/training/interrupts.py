@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopAsked(Exception):
-    """Raised inside the loop once the checkpoint is written. Not a KeyboardInterrupt: Lightning exits the program on those."""
+    """Raised inside the loop once the checkpoint is written. No KeyboardInterrupt: on these Lightning exits."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):

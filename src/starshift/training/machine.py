@@ -54,7 +54,10 @@ def choose_devices(devices: str) -> tuple[str, int]:
     if name == "mps" and not torch.backends.mps.is_available():
         raise StarshiftError("devices: mps was asked for, but PyTorch finds no Apple GPU here; use --devices cpu")
     if name == "cuda" and torch.cuda.device_count() < count:
-        raise StarshiftError(f"devices: {count} GPU(s) asked for, PyTorch finds {torch.cuda.device_count()} here; use --devices cpu or auto")
+        there = torch.cuda.device_count()
+        raise StarshiftError(
+            f"devices: {count} GPU(s) asked for, PyTorch finds {there} here; use --devices cpu or auto"
+        )
     return name, count
 
 
@@ -84,7 +87,12 @@ def choose_workers(workers: int | None, accelerator: str, count: int, in_memory:
 
 def machine_facts() -> dict[str, Any]:
     """Processor, cores, GPUs and system."""
-    facts: dict[str, Any] = {"cpu": _cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "system": platform.platform(terse=True)}
+    facts: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+    }
     if torch.cuda.is_available():
         facts["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return facts

@@ -20,7 +20,7 @@ ADAPTIVE = ("ada", "lamb", "lion", "lars", "nadam", "muon")  # what timm scales 
 
 
 def learning_rate(config: TrainConfig, global_batch: int) -> float:
-    """``lr`` as given, or ``lr_base`` scaled by ``global_batch / lr_base_size``: linearly, or by its root (timm's rule)."""
+    """``lr`` as given, or ``lr_base`` times ``global_batch / lr_base_size`` or the root of that (timm's rule)."""
     if config.lr is not None:
         return config.lr
     share = global_batch / config.lr_base_size
@@ -30,8 +30,9 @@ def learning_rate(config: TrainConfig, global_batch: int) -> float:
 
 def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
     """timm's optimiser of that name over the model's parameters, in its groups (no decay on norms, layer decay)."""
-    if config.opt.lower().removeprefix("lookahead_") not in list_optimizers():
-        raise StarshiftError(f"no optimiser {config.opt!r}.{nearest(config.opt, list_optimizers())}")
+    known = [str(name) for name in list_optimizers()]
+    if config.opt.lower().removeprefix("lookahead_") not in known:
+        raise StarshiftError(f"no optimiser {config.opt!r}.{nearest(config.opt, known)}")
     return create_optimizer_v2(
         model,
         opt=config.opt,
@@ -43,15 +44,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int) -> Callable[[int], None]:
-    """A function that sets the learning rates for update number ``step`` (from 0): of ``step`` alone, so it has no state."""
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int
+) -> Callable[[int], None]:
+    """A function that sets the learning rates for update ``step`` (from 0): of ``step`` alone, so it has no state."""
     if config.sched == "onecycle":
         return _one_cycle(optimizer, config, config.epochs * updates_per_epoch)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=config.sched,
         num_epochs=config.epochs,
-        warmup_epochs=min(config.warmup_epochs, config.epochs / 2),
+        warmup_epochs=min(config.warmup_epochs, config.epochs / 2),  # type: ignore[arg-type]  # may be a part of one
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,
         decay_milestones=list(config.decay_milestones),
@@ -98,7 +101,7 @@ def make_mixup(config: TrainConfig, classes: int) -> Mixup | None:
 
 
 def make_loss(config: TrainConfig, mixed: bool) -> nn.Module:
-    """timm's choice: soft targets after mixup, smoothed labels, or plain cross-entropy; or binary cross-entropy of them."""
+    """timm's choice: for soft targets (after mixup), smoothed labels or plain ones; or binary cross-entropy."""
     if config.bce_loss:
         return BinaryCrossEntropy(smoothing=0.0 if mixed else config.smoothing)
     if mixed:

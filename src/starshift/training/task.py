@@ -27,8 +27,8 @@ class NotFiniteError(StarshiftError):
 class ClassificationTask(LightningModule):
     """Trains ``model`` on batches of the data loaders.
 
-    Randomness inside a step (mixup, dropout, drop path) depends on (seed, epoch, batch in the epoch, rank) alone, and the
-    learning rate on the number of the update alone: a resumed run repeats what an unbroken one would have done.
+    Randomness inside a step (mixup, dropout, drop path) depends on (seed, epoch, batch in the epoch, rank) alone, and
+    the learning rate on the number of the update alone: a resumed run does what an unbroken one would have done.
 
     Args:
         model: logits (N, classes) from images (N, C, H, W).
@@ -53,8 +53,8 @@ class ClassificationTask(LightningModule):
         # The running epoch; kept in checkpoints, so that an epoch broken off goes on where it stood.
         self.batches_done = 0
         self.images_done = 0
-        self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("first_bad", torch.full((), -1, dtype=torch.int64), persistent=False)
+        self.loss_sum = torch.zeros((), dtype=torch.float64)
+        self.first_bad = torch.full((), -1)
 
     @property
     def best_model(self) -> nn.Module:
@@ -65,6 +65,11 @@ class ClassificationTask(LightningModule):
         optimizer = make_optimizer(self.model, self.config, self.lr)
         self.set_rates = make_schedule(optimizer, self.config, self.updates_per_epoch)
         return optimizer
+
+    def on_train_start(self) -> None:
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
+        self.loss_sum = self.loss_sum.to(self.device, precise)
+        self.first_bad = self.first_bad.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_step()
@@ -93,8 +98,8 @@ class ClassificationTask(LightningModule):
         random.seed(second)
 
     def _watch(self, loss: Tensor, images: int) -> None:
-        """Add to the epoch's mean; note the first step whose loss is not finite, and stop at once where looking is free."""
-        self.loss_sum += loss.double() * images
+        """Add to the epoch's mean; note the first step whose loss is not finite, and stop there if looking is free."""
+        self.loss_sum += loss.to(self.loss_sum.dtype) * images
         self.images_done += images
         self.batches_done += 1
         step = self.global_step
@@ -105,10 +110,10 @@ class ClassificationTask(LightningModule):
 
     def check_loss(self) -> None:
         """Raise NotFiniteError if a loss of any process was NaN or infinite."""
-        worst = self.trainer.strategy.reduce(self.first_bad, reduce_op="max") if self.trainer.world_size > 1 else self.first_bad
-        step = int(worst)
+        step = int(self._over_processes(self.first_bad, "max"))
         if step >= 0:
-            raise NotFiniteError(f"the loss became NaN or infinite in epoch {self.current_epoch + 1} at step {step} of {self.total_updates}")
+            where = f"in epoch {self.current_epoch + 1} at step {step} of {self.total_updates}"
+            raise NotFiniteError(f"the loss became NaN or infinite {where}")
 
     @property
     def total_updates(self) -> int:
@@ -119,21 +124,24 @@ class ClassificationTask(LightningModule):
         with torch.no_grad():
             finite = torch.stack([torch.isfinite(p).all() for p in self.parameters()]).all()
         if not bool(finite):
-            raise NotFiniteError(f"weights became NaN or infinite in epoch {self.current_epoch + 1}, by step {self.global_step} of {self.total_updates}")
+            where = f"in epoch {self.current_epoch + 1}, by step {self.global_step} of {self.total_updates}"
+            raise NotFiniteError(f"weights became NaN or infinite {where}")
 
     def close_epoch(self) -> float:
         """The mean training loss of the epoch; the next one starts from nothing."""
-        total, images = self.loss_sum, torch.tensor(float(self.images_done), dtype=torch.float64, device=self.loss_sum.device)
-        if self.trainer.world_size > 1:
-            total, images = (self.trainer.strategy.reduce(t.clone(), reduce_op="sum") for t in (total, images))
-        mean = float(total / images)
+        mean = float(self._over_processes(self.loss_sum, "sum")) / (self.images_done * self.trainer.world_size)
         self.loss_sum.zero_()
         self.images_done = self.batches_done = 0
         return mean
 
+    def _over_processes(self, value: Tensor, how: str) -> Tensor:
+        return self.trainer.strategy.reduce(value.clone(), reduce_op=how) if self.trainer.world_size > 1 else value
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_so_far"] = {"batches": self.batches_done, "images": self.images_done}
+        loss_sum = float(self._over_processes(self.loss_sum, "sum"))
+        checkpoint["epoch_so_far"] = {"batches": self.batches_done, "images": self.images_done, "loss_sum": loss_sum}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         so_far = checkpoint["epoch_so_far"]
         self.batches_done, self.images_done = so_far["batches"], so_far["images"]
+        self.loss_sum.fill_(so_far["loss_sum"] if self.trainer.is_global_zero else 0.0)
