@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ def open_named(
         return _open_hfds(rest, val_fraction, seed, channels, data_dir, download)
     from starshift.data.shards import open_shards
 
+    if "://" in rest or rest.startswith("pipe:"):
+        raise StarshiftError(f"{name}: shards are read from a disk only; copy them to a folder and give that")
     return open_shards(
         Path(data_dir or ".").expanduser() / rest, val_fraction=val_fraction, seed=seed, channels=channels
     )
@@ -118,9 +122,9 @@ def _open_hfds(
     except ImportError:
         raise StarshiftError("hfds/... needs the package datasets: pip install 'starshift[hfds]'") from None
     cache = str(Path(data_dir).expanduser()) if data_dir is not None else None
-    config = datasets.DownloadConfig(local_files_only=not download)
     try:
-        parts = datasets.load_dataset(name, cache_dir=cache, download_config=config)
+        with nullcontext() if download else _offline():
+            parts = datasets.load_dataset(name, cache_dir=cache)
     except Exception as error:  # whatever it trips over, from a name that is not there to a file it cannot parse
         advice = (
             "" if download or Path(name).exists() else ". Let it be fetched (download), or give the path of a local one"
@@ -142,6 +146,23 @@ def _open_hfds(
         _from_hugging_face(parts[which], f"hfds/{name}/{which}", channels),
         [f"validation uses the split {which!r}"],
     )
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keep the packages datasets and huggingface_hub from asking the network: what is on disk has to do."""
+    import datasets
+    import huggingface_hub
+
+    switches = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    before = [getattr(module, name) for module, name in switches]
+    for module, name in switches:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
 
 
 def _from_hugging_face(data: Any, name: str, channels: int) -> ImageSet:

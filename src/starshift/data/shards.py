@@ -86,8 +86,6 @@ def open_shards(root: Path, *, val_fraction: float, seed: int, channels: int) ->
         StarshiftError: no such folder, no shards, an unreadable shard, no labels, a class with a single image, a
         single class.
     """
-    if "://" in str(root) or str(root).startswith("pipe:"):
-        raise StarshiftError(f"wds/{root}: shards are read from disk only; copy them there first")
     if not root.is_dir():
         raise StarshiftError(f"no such folder: {root} (wds/ takes the folder that holds the shards, *.tar)")
     shards = sorted(root.rglob("*.tar"))
