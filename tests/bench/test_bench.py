@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measuring: rows, paired timings, made photographs and the suite of the loaders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from starshift.bench import append_row, provenance, read_rows
+from starshift.bench.clock import Paired, paired
+from starshift.bench.photographs import make_photographs
+from starshift.bench.rows import git_commit
+from starshift.cli.main import app
+from starshift.errors import StarshiftError
+from starshift.machine import machine_facts, versions
+
+
+def test_machine_and_versions() -> None:
+    facts = machine_facts()
+    assert facts["cpu"] and facts["cores"] >= 1 and facts["memory_gb"] > 0 and facts["os"]
+    found = versions()
+    assert {"python", "torch", "torchvision", "timm", "starshift"} <= set(found) and all(found.values())
+    row = provenance()
+    assert {*facts, *found, "date", "commit"} == set(row)
+
+
+def test_rows_are_appended_and_columns_kept(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "x.csv"
+    append_row(path, {"a": 1, "b": "two, with a comma"})
+    append_row(path, {"b": 3, "c": 'a "quote"\nand a line'})
+    append_row(path, {"a": 4})
+    columns, rows = read_rows(path)
+    assert columns == ["a", "b", "c"]
+    assert rows == [
+        {"a": "1", "b": "two, with a comma", "c": ""},
+        {"a": "", "b": "3", "c": 'a "quote"\nand a line'},
+        {"a": "4", "b": "", "c": ""},
+    ]
+    assert [p.name for p in path.parent.iterdir()] == ["x.csv"]
+
+
+def test_what_is_no_table_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2,3\n")
+    with pytest.raises(StarshiftError, match="not a table"):
+        append_row(path, {"a": 1})
+    assert path.read_text() == "a,b\n1,2,3\n"
+    with pytest.raises(StarshiftError, match="cannot write"):
+        append_row(path / "below.csv", {"a": 1})
+
+
+def test_commit_is_marked_where_sources_are_changed(tmp_path: Path) -> None:
+    def git(*args: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *args], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert git_commit(tmp_path) == ""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1")
+    (tmp_path / "b.txt").write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")[:12]
+    (tmp_path / "b.txt").write_text("2")
+    assert git_commit(tmp_path / "src") == commit
+    (tmp_path / "src" / "a.py").write_text("2")
+    assert git_commit(tmp_path / "src") == git_commit(tmp_path) == commit + "+"
+
+
+def test_paired_timings_alternate_and_compare() -> None:
+    calls: list[str] = []
+    result = paired(lambda: (calls.append("o"), time.sleep(0.002)), lambda: (calls.append("p"), time.sleep(0.012)), 4)
+    pairs = ["".join(calls[i : i + 2]) for i in range(0, 10, 2)]
+    assert pairs in (["op", "po", "op", "po", "op"], ["po", "op", "po", "op", "po"])
+    assert len(result.ours) == len(result.peer) == 4 and 2 < result.ratio < 8
+    fixed = Paired((1.0, 2.0, 4.0), (3.0, 4.0, 20.0))
+    assert fixed.ratio == 3.0 and fixed.ours_s == 2.0 and fixed.peer_s == 4.0
+
+
+def test_made_photographs_look_like_photographs(tmp_path: Path) -> None:
+    make_photographs(tmp_path, 4, 400, 300)
+    files = sorted(tmp_path.rglob("*.jpg"))
+    assert [f.parent.name for f in files] == ["class0", "class0", "class1", "class1"]
+    for file in files:
+        image = Image.open(file)
+        assert image.size == (400, 300) and image.mode == "RGB"
+        assert 1.0 < 8 * file.stat().st_size / (400 * 300) < 4.0, "bits per pixel of a photograph"
+        pixels = np.asarray(image, np.float32).mean(2)
+        neighbours = np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1]
+        assert 0.7 < neighbours < 0.999
+
+
+def test_bench_loader_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "loader.csv"
+    small = ["--size", "32", "--images", "8", "--batch-size", "8", "--rounds", "1", "--out", str(out)]
+    result = CliRunner().invoke(app, ["bench", "loader", "--make", "64x48", "--json", *small])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [r["path"] for r in rows] == ["train", "eval"]
+    for row in rows:
+        assert row["ours_images_per_s"] > 0 and row["peer_images_per_s"] > 0 and row["ratio"] > 0
+        assert row["images"] == "made photographs 64x48" and row["torch"] and row["cpu"]
+    make_photographs(tmp_path / "mine", 16, 64, 48)
+    result = CliRunner().invoke(app, ["bench", "loader", str(tmp_path / "mine"), *small])
+    assert result.exit_code == 0 and "torchvision + PIL /s" in result.stdout
+    assert len(read_rows(out)[1]) == 4
+
+
+def test_bench_loader_mistakes(tmp_path: Path) -> None:
+    for args, message in ((["--make", "huge"], "WIDTHxHEIGHT"), ([str(tmp_path / "no")], "no such folder")):
+        result = CliRunner().invoke(app, ["bench", "loader", *args])
+        assert result.exit_code == 2 and message in result.output
