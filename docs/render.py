@@ -30,7 +30,7 @@ def models() -> str:
         info = model_info(name)
         top1 = ", ".join(f"{value} ({data})" for data, value in info.published_top1.items())
         macs = f"{info.macs_folded / 1e6:,.0f}M"
-        rows.append((f"`{name}`", f"{info.params / 1e6:.2f}M", macs, f"{info.size[0]}", top1 or "–"))
+        rows.append((f"`{name}`", f"{info.params / 1e6:.2f}M", macs, f"{info.size[0]}", top1 or "-"))
     return table(("model", "parameters", "multiply-adds", "pixels", "published top-1 %"), rows)
 
 

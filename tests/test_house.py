@@ -32,7 +32,10 @@ def test_no_swallowed_error_and_no_tolerance_outside_the_table(path: Path) -> No
 
 
 def test_importing_the_package_and_its_command_line_is_light() -> None:
-    code = "import sys, starshift, starshift.cli.main; print([m for m in ('torch', 'timm', 'lightning', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, starshift, starshift.cli.main\n"
+        "print([m for m in ('torch', 'timm', 'lightning', 'numpy') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -41,7 +44,8 @@ def test_importing_everything_initialises_no_gpu_and_no_optional_package() -> No
     code = (
         "import sys, torch, starshift.models, starshift.training, starshift.infer, starshift.deploy\n"
         "assert not torch.cuda.is_initialized()\n"
-        "print([m for m in ('onnx', 'onnxruntime', 'onnxscript', 'datasets', 'webdataset', 'openvino') if m in sys.modules])"
+        "optional = ('onnx', 'onnxruntime', 'onnxscript', 'datasets', 'webdataset', 'openvino')\n"
+        "print([m for m in optional if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -27,14 +27,28 @@ _HOME = {
 }
 _ALIASES = {"eval": "evaluate"}
 
-__all__ = ["__version__", "create_model", "eval", "evaluate", "export", "info", "list_models", "load_model", "predict", "train"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "eval",
+    "evaluate",
+    "export",
+    "info",
+    "list_models",
+    "load_model",
+    "predict",
+    "train",
+]
 
 if TYPE_CHECKING:
     from starshift.deploy import export
-    from starshift.infer import evaluate, info, predict
-    from starshift.infer import evaluate as eval
+    from starshift.infer.evaluate import evaluate
+    from starshift.infer.info import info
+    from starshift.infer.predict import predict
     from starshift.models import create_model, list_models, load_model
     from starshift.training import train
+
+    eval = evaluate
 
 
 def __getattr__(name: str) -> Any:

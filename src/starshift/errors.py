@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class StarshiftError(Exception):
-    """A mistake in the input (files, names, options), not in the program. The command line prints it without a traceback."""
+    """A mistake in the input (files, names, options), not in the program: the command line prints no traceback."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

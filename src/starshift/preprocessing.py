@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to an image between its file and the network: one value that travels from training to the exported file."""
+"""What happens to an image between its file and the network: one value from training to the exported file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Preprocessing:
         crop_pct: share of the resized image that the centre crop keeps, in (0, 1].
 
     Raises:
-        StarshiftError: a size that is not positive, mean and std of different lengths, a std of zero or less, an unknown
-            interpolation, or a crop_pct outside (0, 1].
+        StarshiftError: a size that is not positive, mean and std of different lengths, a std of zero or less, an
+            unknown interpolation, or a crop_pct outside (0, 1].
     """
 
     size: tuple[int, int] = (224, 224)
@@ -55,11 +55,14 @@ class Preprocessing:
         """The same facts under timm's ``pretrained_cfg`` names (``input_size`` is (channels, height, width))."""
         config = asdict(self)
         size = config.pop("size")
-        return {"input_size": [self.channels, *size], **{k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}}
+        return {
+            "input_size": [self.channels, *size],
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Read timm's ``pretrained_cfg`` names; what is absent keeps its default. A random interpolation becomes bicubic."""
+        """Read timm's ``pretrained_cfg`` names; what is absent keeps its default. A random interpolation: bicubic."""
         channels, height, width = config.get("input_size", (3, 224, 224))
         mean = tuple(config.get("mean", IMAGENET_MEAN))
         std = tuple(config.get("std", IMAGENET_STD))
