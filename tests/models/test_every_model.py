@@ -8,6 +8,7 @@ from copy import deepcopy
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from starshift.errors import StarshiftError
@@ -84,7 +85,7 @@ def test_classifier_can_be_replaced_and_taken_off(model: nn.Module) -> None:
     model = deepcopy(model)
     x = smallest_image(model)
     model.reset_classifier(3)
-    assert model(x).shape == (2, 3) and not model.head.training
+    assert model(x).shape == (2, 3) and not any(m.training for m in model.modules())
     model.reset_classifier(0)
     assert model(x).shape == (2, model.num_features)
     if "catavgmax" in model.pools:
@@ -129,7 +130,8 @@ def test_default_configuration_has_timms_keys(name: str) -> None:
 
 def test_timm_makes_it_too(name: str) -> None:
     variant = variants()[name]
-    model = timm.create_model(variant.timm_name, num_classes=7)
+    with torch.device("meta"):
+        model = timm.create_model(variant.timm_name, num_classes=7)
     assert type(model) is variant.cls and model.num_classes == 7
     with pytest.raises(OptionError):
         timm.create_model(variant.timm_name, nonsense=1)
@@ -137,6 +139,15 @@ def test_timm_makes_it_too(name: str) -> None:
 
 def test_features_only_through_timm(name: str, model: nn.Module) -> None:
     side = 2 * model.min_size if model.min_size > 1 else 1
-    features = timm.create_model(variants()[name].timm_name, features_only=True).eval()
-    maps = features(torch.randn(1, model.in_chans, side, side))
+    with torch.device("meta"):
+        features = timm.create_model(variants()[name].timm_name, features_only=True).eval()
+        maps = features(torch.empty(1, model.in_chans, side, side))
+    assert len(maps) == variants()[name].cls.feature_levels
     assert [m.shape[1] for m in maps] == features.feature_info.channels()
+
+
+def test_layerwise_learning_rates_reach_every_depth(model: nn.Module) -> None:
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.7)
+    scales = {group["lr_scale"] for group in groups}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert len(scales) > len(model.levels)

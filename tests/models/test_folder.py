@@ -13,7 +13,7 @@ import timm
 import torch
 
 from starshift.errors import StarshiftError
-from starshift.models import LoadedModel, load_model, load_weights, save_model
+from starshift.models import LoadedModel, create_model, load_model, load_weights, save_model
 from starshift.models._folder import architecture
 from starshift.preprocessing import Preprocessing
 from tests.models.helpers import randomise, small
@@ -134,6 +134,17 @@ def test_what_does_not_fit_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(StarshiftError, match="cannot write the model"):
         save_model(model, tmp_path / "file" / "model", **facts)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_made_by_the_folder_s_name(tmp_path: Path) -> None:
+    model = _save(tmp_path / "m", "shiftresnet20", expansion=2)
+    same = create_model(f"local-dir:{tmp_path}/m", pretrained=True)
+    assert torch.equal(same.head.weight, model.head.weight)
+    other = create_model(f"local-dir:{tmp_path}/m", pretrained=True, num_classes=7)
+    assert other.head.weight.shape == (7, 64)
+    assert torch.equal(other.stem[0].conv.weight, model.stem[0].conv.weight)
+    fresh = create_model(f"local-dir:{tmp_path}/m")
+    assert not torch.equal(fresh.stem[0].conv.weight, model.stem[0].conv.weight)
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:

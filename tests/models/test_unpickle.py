@@ -56,6 +56,12 @@ def test_official_state_dict_of_today_loads_as_well(official: ResNet, tmp_path: 
         assert_close("logits", model(x), official(x))
 
 
+def test_one_saved_on_the_cpu(official: ResNet, tmp_path: Path) -> None:
+    Stream(Global("torch", "FloatStorage")).write(tmp_path / "cpu.t7", {"net": official, "acc": 1.0, "epoch": 0})
+    state = read_state_dict(tmp_path / "cpu.t7")
+    assert torch.equal(state["layer3.0.shortcut.0.weight"], official.layer3[0].shortcut[0].weight)
+
+
 def test_wrong_expansion_is_said(t7: Path) -> None:
     with pytest.raises(StarshiftError, match=r"of another shape \(stages.0.0.conv1.conv.weight: file \(32, 16, 1, 1\)"):
         load_weights(create_model("shiftresnet20", expansion=3), t7)

@@ -17,7 +17,7 @@ from torch import nn
 
 from starshift.models._build import create_plain, is_model, register_with_timm
 from starshift.models._counting import ModelInfo, count_macs, count_params, model_info
-from starshift.models._folder import LoadedModel, load_model, save_model
+from starshift.models._folder import LoadedModel, create_from, load_model, save_model
 from starshift.models._registry import OptionError, variants
 from starshift.models._weights import WeightsError, load_weights
 
@@ -52,7 +52,8 @@ def create_model(
     """Make a model by name.
 
     Args:
-        name: one of :func:`list_models`, or any of timm's names where we have none of that name.
+        name: one of :func:`list_models`, any of timm's names where we have none of that name, or
+            ``local-dir:<folder>`` or ``hf-hub:<repository>`` (``pretrained`` then loads the weights found there).
         pretrained: load published weights from the Hub (StarNet s1 to s4 have some, through timm).
         checkpoint_path: weights to load.
         kwargs: the model's options: ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, and those of
@@ -68,7 +69,8 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         95642
     """
-    model = create_plain(name, pretrained, **kwargs)
+    make = create_from if name.startswith(("local-dir:", "hf-hub:")) else create_plain
+    model = make(name, pretrained, **kwargs)
     if checkpoint_path:
         load_weights(model, checkpoint_path)
     return model

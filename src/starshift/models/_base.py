@@ -39,6 +39,8 @@ class ImageModel(Foldable, nn.Module):
     first_conv: ClassVar[str] = "stem.0.conv"
     pools: ClassVar[tuple[str, ...]] = ("avg", "max", "avgmax", "catavgmax", "")
     """What ``global_pool`` may be; "" leaves the pool out."""
+    feature_levels: ClassVar[int] = 4
+    """How many of the last intermediates ``features_only`` gives unless ``out_indices`` says."""
     initial_only: ClassVar[frozenset[str]] = frozenset()
     """Options that choose initial weights and nothing else."""
 
@@ -148,8 +150,7 @@ class ImageModel(Foldable, nn.Module):
             self.global_pool = self._pool(global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         reference = next(self.parameters())
-        self.head = self._classifier().to(device=reference.device, dtype=reference.dtype)
-        self.train(self.training)
+        self.head = self._classifier().to(device=reference.device, dtype=reference.dtype).train(self.training)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

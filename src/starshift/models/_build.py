@@ -53,7 +53,7 @@ def build(variant: Variant, pretrained: bool = False, registered: str = "", **kw
         registered or variant.name,
         pretrained,
         feature_cfg={
-            "out_indices": (0, 1, 2, 3)[: len(variant.args.get("depths", (1, 1, 1)))],
+            "out_indices": tuple(range(-variant.cls.feature_levels, 0)),
             "feature_cls": "getter",
         },
         **{**variant.args, **kwargs},

@@ -33,6 +33,8 @@ class CifarResNet(ImageModel):
         others: as everywhere.
     """
 
+    feature_levels = 3
+
     def __init__(
         self,
         make_block: BlockMaker,

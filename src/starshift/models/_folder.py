@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from timm.data import ImageNetInfo
 from torch import nn
 
 import starshift
@@ -97,32 +98,60 @@ def load_model(path: str | Path) -> LoadedModel:
     Raises:
         StarshiftError: no model there, an unknown architecture, or weights that do not fit.
     """
-    text = str(path)
-    source: str | Path = text
-    if text.startswith("hf-hub:"):
-        config = _hub_config(text)
+    source, config, name, args = _read(path)
+    model = create_plain(name, pretrained=False, **args)
+    load_weights(model, source)
+    data = config.get("pretrained_cfg", config)
+    size = data.get("input_size", (3, 224, 224))[1:]
+    preprocessing = Preprocessing.from_config({**data, "input_size": (args["in_chans"], *size)})
+    variant = get_variant(name)
+    public = variant.name if variant else name
+    return LoadedModel(model.eval(), public, args, _class_names(source, config, data, args), preprocessing, config)
+
+
+def create_from(path: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """The network that a folder or a Hub repository describes, with other keywords if given; ``pretrained`` loads it
+    too.
+
+    Raises:
+        StarshiftError: as :func:`load_model`. A classifier of another size is left fresh.
+    """
+    source, _, name, args = _read(path)
+    model = create_plain(name, pretrained=False, **{**args, **kwargs})
+    if pretrained:
+        load_weights(model, source, new_head="num_classes" in kwargs)
+    return model
+
+
+def _read(path: str | Path) -> tuple[str | Path, dict[str, Any], str, dict[str, Any]]:
+    """Where the weights are, the configuration, and the name and keywords that make the model."""
+    source: str | Path = str(path)
+    if str(path).startswith("hf-hub:"):
+        config = _hub_config(str(path))
     else:
-        source = _model_folder(Path(text.removeprefix("local-dir:")))
+        source = _model_folder(Path(str(path).removeprefix("local-dir:")))
         config = _read_config(source / "config.json")
     section = config.get(_SECTION) or {}
-    data = {**config.get("pretrained_cfg", config)}
+    data = config.get("pretrained_cfg", config)
     name = section.get("name") or config.get("architecture")
     if not name:
         raise StarshiftError(f"{source}/config.json names no architecture")
     args = dict(section.get("model_args") or config.get("model_args") or {})
     args["num_classes"] = config.get("num_classes", data.get("num_classes", 1000))
     args.setdefault("in_chans", data.get("input_size", (3,))[0])
-    model = create_plain(name, pretrained=False, **args)
-    load_weights(model, source)
-    names = config.get("label_names") or data.get("label_names") or range(args["num_classes"])
+    return source, config, name, args
+
+
+def _class_names(
+    source: str | Path, config: Mapping[str, Any], data: Mapping[str, Any], args: Mapping[str, Any]
+) -> list[str]:
+    """As configured; ImageNet's identifiers for timm's own repositories of 1000 classes; else numbers."""
+    names = config.get("label_names") or data.get("label_names")
     if isinstance(names, Mapping):
         names = names.values()
-    variant = get_variant(name)
-    public = variant.name if variant else name
-    preprocessing = Preprocessing.from_config(
-        {**data, "input_size": (args["in_chans"], *data.get("input_size", (3, 224, 224))[1:])}
-    )
-    return LoadedModel(model.eval(), public, args, [str(n) for n in names], preprocessing, config)
+    if not names and str(source).startswith("hf-hub:timm/") and args["num_classes"] == 1000:
+        names = ImageNetInfo("imagenet-1k").label_names()
+    return [str(name) for name in names or range(args["num_classes"])]
 
 
 def architecture(name: str, model_args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -42,6 +42,7 @@ class DemoNet(ImageModel):
     """
 
     levels_name = "blocks"
+    feature_levels = 3
     first_conv = "stem"
     pools = ("avg", "max", "avgmax", "")  # the norm after the pool has the blocks' width
 
