@@ -8,6 +8,8 @@ width by r (``"block"``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -123,15 +125,31 @@ class DepthwiseResNetCifar(CifarResNet):
         super().__init__(block, depth, 1, num_classes, in_chans, drop_rate, drop_path_rate, global_pool)
 
 
-_TOP1 = {
+_FULL = {
     20: {"cifar10": 91.35, "cifar100": 66.25},
     56: {"cifar10": 92.01, "cifar100": 69.27},
     110: {"cifar10": 92.46, "cifar100": 72.11},
 }
+# Reduced to the size of the ShiftResNet of the same number with expansion 1, 3, 6, 9.
+_REDUCED = {
+    20: {"cifar10": (84.77, 88.81, 91.30, 91.96), "cifar100": (50.23, 60.72, 65.59, 68.30)},
+    56: {"cifar10": (88.32, 91.20, 93.01, 93.74)},
+    110: {"cifar10": (89.79, 93.18, 93.40, 94.09)},
+}
+_DEPTHWISE: dict[int, dict[str, tuple[float, ...]]] = {20: {"cifar100": (61.32, 64.51, 65.38, 65.59)}}
 
-VARIANTS = tuple(
-    Variant(
-        f"{prefix}{number}",
+
+def _same_size(table: Mapping[str, tuple[float, ...]]) -> dict[str, float]:
+    return {
+        f"{data} at the size of E={e}": top1
+        for data, values in table.items()
+        for e, top1 in zip((1, 3, 6, 9), values, strict=True)
+    }
+
+
+def _variant(name: str, cls: type[CifarResNet], depth: int, top1: dict[str, float]) -> Variant:
+    return Variant(
+        name,
         cls,
         {"depth": depth},
         size=(32, 32),
@@ -139,9 +157,12 @@ VARIANTS = tuple(
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         crop_pct=1.0,
-        published_top1=_TOP1[number] if cls is ResNetCifar else {},
+        published_top1=top1,
         paper="Shift (arXiv 1711.08141), baseline",
     )
-    for prefix, cls in (("resnet", ResNetCifar), ("dwresnet", DepthwiseResNetCifar))
-    for number, depth in DEPTHS.items()
+
+
+VARIANTS = (
+    *(_variant(f"resnet{n}", ResNetCifar, d, {**_FULL[n], **_same_size(_REDUCED[n])}) for n, d in DEPTHS.items()),
+    *(_variant(f"dwresnet{n}", DepthwiseResNetCifar, d, _same_size(_DEPTHWISE.get(n, {}))) for n, d in DEPTHS.items()),
 )
