@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of labelled images that are read by index: from memory, from files, or from anything that hands out encoded
-images."""
+"""Sets of labelled images that are read by index: from memory, from files, or a selection of
+another set."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -150,27 +149,6 @@ class FileImages(ImageSet):
 
     def name(self, index: int) -> str:
         return f"{self.root}/{self.files[index]}"
-
-
-class StoredImages(ImageSet):
-    """Images handed out by a function of their index, such as the reader of a data set in a format of its own."""
-
-    def __init__(
-        self,
-        fetch: Callable[[int], Any],
-        name: Callable[[int], str],
-        targets: Sequence[int],
-        classes: Sequence[str],
-        channels: int = 3,
-    ) -> None:
-        super().__init__(targets, classes, channels)
-        self._fetch, self._name = fetch, name
-
-    def source(self, index: int) -> Source:
-        return self._fetch(index)
-
-    def name(self, index: int) -> str:
-        return self._name(index)
 
 
 class Selection(ImageSet):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from starshift.data.folder import split
-from starshift.data.images import ArrayImages, FileImages, ImageSet, StoredImages
+from starshift.data.images import ArrayImages, FileImages, ImageSet
 from starshift.errors import StarshiftError, nearest
 
 DEFAULT_DIR = Path("~/.cache/starshift")
@@ -77,8 +77,7 @@ def _open_torch(name: str, channels: int, data_dir: str | Path | None, download:
 
 
 def _from_torchvision(data: Any, name: str, channels: int) -> ImageSet:
-    """A torchvision data set as ours: its array where it keeps one, its files where it lists them, else whatever it
-    hands out."""
+    """A torchvision data set as ours: its array where it keeps one, else the files that it lists."""
     files = getattr(data, "samples", None) or getattr(data, "imgs", None)
     if files:
         classes = getattr(data, "classes", None) or [str(i) for i in range(max(t for _, t in files) + 1)]
@@ -94,15 +93,9 @@ def _from_torchvision(data: Any, name: str, channels: int) -> ImageSet:
         return ArrayImages(
             array, targets, [str(c) for c in data.classes], [f"{name}/{i:05d}" for i in range(len(array))]
         )
-    index = data.index  # iNaturalist: (class number, file name)
-    classes = list(data.all_categories)
-    return StoredImages(
-        lambda i: os.path.join(data.root, classes[index[i][0]], index[i][1]),
-        lambda i: f"{classes[index[i][0]]}/{index[i][1]}",
-        [t for t, _ in index],
-        classes,
-        channels,
-    )
+    classes = list(data.all_categories)  # iNaturalist
+    paths = [f"{classes[target]}/{file}" for target, file in data.index]
+    return FileImages(Path(data.root), paths, [target for target, _ in data.index], classes, channels)
 
 
 def _channels(array: np.ndarray, channels: int) -> np.ndarray:
@@ -180,14 +173,24 @@ def _from_hugging_face(data: Any, name: str, channels: int) -> ImageSet:
     if not isinstance(labels, datasets.ClassLabel):
         number = {c: i for i, c in enumerate(classes)}
         targets = [number[str(t)] for t in targets]
-    undecoded = data.cast_column(image_key, datasets.Image(decode=False))
+    return HubImages(
+        data.cast_column(image_key, datasets.Image(decode=False)), image_key, name, targets, classes, channels
+    )
 
-    def fetch(index: int) -> bytes | str:
-        image = undecoded[index][image_key]
+
+class HubImages(ImageSet):
+    """Images of a Hugging Face data set whose column ``key`` holds encoded bytes or a path."""
+
+    def __init__(
+        self, data: Any, key: str, title: str, targets: Sequence[int], classes: Sequence[str], channels: int
+    ) -> None:
+        super().__init__(targets, classes, channels)
+        self.data, self.key, self.title = data, key, title
+
+    def source(self, index: int) -> bytes | str:
+        image = self.data[index][self.key]
         return image["bytes"] or image["path"]
 
-    def called(index: int) -> str:
-        path = undecoded[index][image_key]["path"]
-        return f"{name}/{path}" if path else f"{name}/{index:06d}"
-
-    return StoredImages(fetch, called, targets, classes, channels)
+    def name(self, index: int) -> str:
+        path = self.data[index][self.key]["path"]
+        return f"{self.title}/{path}" if path else f"{self.title}/{index:06d}"

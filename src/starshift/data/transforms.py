@@ -18,7 +18,7 @@ from torch import Tensor
 from starshift.data.decode import Source, decode_region
 from starshift.preprocessing import Preprocessing
 
-_MARGIN = 1.5
+_MARGIN = 1.4
 """A photograph is decoded at reduced size where that leaves so many times the pixels of the resize that follows. The
 mean difference is below one grey level then; without the margin, the decoder's sharper filter would show."""
 
