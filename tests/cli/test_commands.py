@@ -7,16 +7,16 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from starshift.cli.main import app
 from starshift.models import list_models, model_info
 
 
-def run(*args: object, code: int = 0, stdin: str | None = None) -> Result:
+def run(*args: object, code: int = 0, stdin: str | None = None) -> Any:
     result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -117,6 +117,16 @@ def test_a_mistake_ends_a_process_with_2_and_no_traceback(tmp_path: Path) -> Non
     assert result.stdout == ""
 
 
+def test_an_exported_file_is_used_without_importing_the_models(onnx_file: Path, make_photos, tmp_path: Path) -> None:
+    make_photos(tmp_path, 1)
+    code = (
+        "import sys, starshift\nassert next(starshift.predict(sys.argv[1], sys.argv[2])).labels\n"
+        "print([m for m in ('timm', 'torchvision', 'lightning', 'starshift.models') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(onnx_file), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes of this kind are POSIX's")
 def test_a_reader_that_goes_away_is_no_error(small_model: Path, make_photos, tmp_path: Path) -> None:
     make_photos(tmp_path, 40)

@@ -156,9 +156,10 @@ def test_loading_folds_but_keeps_the_logits(small_model: Path) -> None:
 def test_a_run_folder_is_opened_by_its_model(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(small_model)
     (tmp_path / "config.yaml").write_text("data: digits\nseed: 3\nval_fraction: 0.3\nlr: 0.1\n")
-    predictor = load(tmp_path)
-    assert predictor.classes == ("cat", "dog", "eel")
-    assert predictor.trained_on == TrainedOn("digits", {"val_fraction": 0.3, "seed": 3})
+    for path in (tmp_path, tmp_path / "model"):
+        predictor = load(path)
+        assert predictor.classes == ("cat", "dog", "eel")
+        assert predictor.trained_on == TrainedOn("digits", {"val_fraction": 0.3, "seed": 3})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starshift.deploy._lower import lower_shifts_
 from starshift.deploy._metadata import Metadata, package_versions, source_commit
 from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source
 from starshift.deploy._target import Target, get_target, require
@@ -101,6 +100,7 @@ def export_checked(
 
 
 def _write(target: Target, network: Source, path: Path) -> None:
+    from starshift.deploy._lower import lower_shifts_
     from starshift.layers import fold_batchnorm
 
     metadata = Metadata(

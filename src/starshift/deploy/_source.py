@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be exported: a run or model folder, a hub id, or the bare name of an architecture."""
+"""What can be exported: a run or model folder, a hub id, or the bare name of an architecture.
+
+The models are imported late: who opens an exported file does without them (and without timm, which takes seconds).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,9 @@ from torch import Tensor, nn
 
 from starshift.deploy._predictor import TrainedOn
 from starshift.errors import StarshiftError, nearest
-from starshift.models import create_model, is_model, list_models, load_model
 from starshift.preprocessing import Preprocessing
 
-PREFIXES = ("local-dir:", "hf-hub:", "hf_hub:")
+PREFIXES = ("local-dir:", "hf-hub:")  # of names that are no paths
 CHECK_IMAGES = 5
 
 
@@ -66,6 +68,8 @@ def open_source(source: str | Path, *, checkpoint: str | Path | None = None, img
 
 
 def _from_folder(text: str) -> Source:
+    from starshift.models import load_model
+
     loaded = load_model(text)
     folder = Path(text.removeprefix("local-dir:"))
     is_folder = folder.is_dir()
@@ -87,6 +91,8 @@ def _license(config: Mapping[str, Any]) -> str:
 
 
 def _from_name(name: str, checkpoint: str | Path | None) -> Source:
+    from starshift.models import create_model, is_model, list_models
+
     if not is_model(name):
         looks_like_path = "/" in name or "\\" in name
         hint = "" if looks_like_path else nearest(name, list_models())
@@ -113,8 +119,10 @@ def class_names(outputs: int) -> tuple[str, ...]:
 
 
 def run_config(folder: Path) -> dict[str, Any]:
-    """The run's ``config.yaml``; empty for a folder that holds a model alone, and for what is no folder."""
+    """The ``config.yaml`` of a run folder, or of the run whose ``model/`` the folder is; else empty."""
     file = folder / "config.yaml"
+    if not file.is_file() and folder.name == "model":
+        file = folder.parent / "config.yaml"
     if not file.is_file():
         return {}
     try:

@@ -142,7 +142,7 @@ def evaluate(
             ``ImageSet`` whose targets index the network's classes. Classes are matched by name. Of the very data the
             network was trained on, the part held out then is taken.
         batch_size: images a batch.
-        workers: processes that decode; default: the cores beside the one that runs the network.
+        workers: processes that decode; default: a core is left to the network, and none for images kept in memory.
         device: see :func:`starshift.infer.load`.
         on_progress: called as ``on_progress(done, total)`` after every batch.
 
@@ -151,7 +151,8 @@ def evaluate(
     """
     predictor = load(model, device=device)
     images = _open(predictor, str(data)) if isinstance(data, (str, Path)) else data
-    workers = max(0, (os.cpu_count() or 1) - 1) if workers is None else workers
+    if workers is None:  # a few images are read sooner than a process is started
+        workers = 0 if len(images) <= 4 * batch_size or images.load_small() else max(0, (os.cpu_count() or 1) - 1)
     loader = eval_loader(images, predictor.preprocessing, batch_size=batch_size, workers=workers)
     tally = _Tally(torch.zeros(len(predictor.classes), len(predictor.classes), dtype=torch.int64))
     skipped: list[tuple[str, str]] = []

@@ -6,32 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from starshift.deploy import Predictor, TrainedOn, load_exported, run_config, target_of
+from starshift.deploy._source import PREFIXES
 from starshift.errors import StarshiftError, nearest
-from starshift.layers import fold_batchnorm
-from starshift.models import LoadedModel, load_model
-
-PREFIXES = ("local-dir:", "hf-hub:", "hf_hub:")
-
-
-class TorchPredictor:
-    """A PyTorch network: eval mode, batch norm folded, channels last."""
-
-    def __init__(self, loaded: LoadedModel, device: str = "cpu", trained_on: TrainedOn | None = None) -> None:
-        self.name = loaded.name
-        self.classes = tuple(loaded.classes)
-        self.preprocessing = loaded.preprocessing
-        self.trained_on = trained_on or TrainedOn()
-        self._device = torch.device(device)
-        model = fold_batchnorm(loaded.model.eval()).float()
-        self._model = model.to(self._device).to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def logits(self, batch: Tensor) -> Tensor:
-        batch = batch.to(self._device, memory_format=torch.channels_last)
-        return self._model(batch).float().cpu()
 
 
 def load(source: str | Path | Predictor, *, device: str = "auto") -> Predictor:
@@ -54,6 +32,9 @@ def load(source: str | Path | Predictor, *, device: str = "auto") -> Predictor:
         raise StarshiftError(_nothing_at(path))
     if path.is_file():
         return load_exported(path)  # raises, naming the suffixes it knows
+    from starshift.infer.network import TorchPredictor  # late: it takes the models and timm, which a file does without
+    from starshift.models import load_model
+
     folder = Path(text.removeprefix("local-dir:"))
     return TorchPredictor(load_model(text), choose_device(device), TrainedOn.from_config(run_config(folder)))
 

@@ -139,8 +139,9 @@ def skipped(files: RunFiles) -> str:
 
 
 def settings(files: RunFiles) -> str:
-    """The run's config, the machine, and the versions."""
-    parts = [_facts("Settings", files.config), _facts("Machine", files.summary.get("machine"))]
+    """The run's config (what is set in it), the machine, and the versions."""
+    given = {k: v for k, v in files.config.items() if v is not None and v != {} and v != ""}
+    parts = [_facts("Settings", given), _facts("Machine", files.summary.get("machine"))]
     parts.append(_facts("Versions", files.summary.get("versions")))
     return f'<div class="columns">{"".join(parts)}</div>' if any(parts) else ""
 
