@@ -16,8 +16,8 @@ def lower_shifts_(model: nn.Module) -> nn.Module:
     """Replace every shift by a depthwise convolution with a single one in each channel's kernel, in place.
 
     The result is the same to the last bit. As pad, slices and concatenation a shift in nine groups is 29 nodes that
-    copy the image several times: slower to run, and the exporter takes minutes over a deep network of them. The stride of
-    a convolution behind the shift moves into the depthwise one.
+    copy the image several times: slower to run, and the exporter takes minutes over a deep network of them. The stride
+    of a convolution behind the shift moves into the depthwise one.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
