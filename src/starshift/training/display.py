@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+from starshift.training.machine import process_rank
 
 _NOISY = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.utils.tensorboard")
 
@@ -25,7 +26,7 @@ class Display:
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.stream = stream or sys.stdout
-        self.quiet = quiet or os.environ.get("LOCAL_RANK", "0") != "0"
+        self.quiet = quiet or process_rank() > 0
         self._bar: Any = None
         self._task: Any = None
         self._drawn = 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from starshift.data import Batch
@@ -56,7 +56,9 @@ def validate(
         for k in (1, 5)
     }
     metrics = MetricCollection({**accuracy}, compute_groups=False).to(device)
-    mean_loss = MeanMetric(sync_on_compute=across_processes).to(device)
+    total = torch.zeros(
+        2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+    )  # loss, images
     for metric in metrics.values():
         metric.sync_on_compute = across_processes
     found = Validation(0.0, 0.0, 0.0)
@@ -74,13 +76,15 @@ def validate(
                 logits = model(image).float()
                 losses = F.cross_entropy(logits, target, reduction="none")
                 metrics.update(logits, target)
-                mean_loss.update(losses)
+                total += torch.stack([losses.sum(dtype=total.dtype), total.new_tensor(len(losses))])
                 if keep_rows:
                     found.rows.extend(_rows(batch.index, target, logits, losses))
                 after_batch()
     finally:
         model.train(was_training)
-    found.loss = float(mean_loss.compute())
+    if across_processes:
+        torch.distributed.all_reduce(total)
+    found.loss = float(total[0] / total[1])
     values = metrics.compute()
     found.top1, found.top5 = (100 * float(values[name]) for name in ("top1", "top5"))
     return found

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from starshift.data import Augment, eval_loader, train_loader
 from starshift.errors import StarshiftError
 from starshift.training.config import TrainConfig, override, resolve
 from starshift.training.display import Display, quiet_libraries
@@ -20,7 +19,7 @@ from starshift.training.epochs import EpochKeeper, PositionedLoader, end_workers
 from starshift.training.finish import write_results
 from starshift.training.folder import CheckpointFiles, Run, disk_errors, new_run_folder, run_to_resume, write_bytes
 from starshift.training.interrupts import StopAsked, TrainingInterrupted
-from starshift.training.machine import keep_freed_memory
+from starshift.training.machine import keep_freed_memory, process_rank
 from starshift.training.setup import Setup, set_up
 from starshift.training.task import ClassificationTask, NotFiniteError
 
@@ -86,7 +85,7 @@ def train(
 
 def _run_folder(out: str | Path | None, config: TrainConfig) -> Path:
     """Make the run folder; further processes of the same run are told it."""
-    if RUN_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+    if RUN_VARIABLE in os.environ and process_rank() > 0:
         return Path(os.environ[RUN_VARIABLE])
     folder = new_run_folder(out, config.model, config.data)
     os.environ[RUN_VARIABLE] = str(folder.resolve())
@@ -121,36 +120,15 @@ def _fit(setup: Setup, folder: Path, display: Display, *, resumed: bool) -> Run:
             with disk_errors(folder):
                 return write_results(folder, setup, parts.task, parts.keeper, display=display)
         finally:
-            for loader in (parts.loader.loader, parts.keeper.val_loader):
+            for loader in (setup.training, setup.validation):
                 end_workers(loader)
 
 
 def _assemble(setup: Setup, folder: Path, display: Display) -> _Parts:
-    config, source = setup.config, setup.source
-    augment = Augment(**{f.name: getattr(config, f.name) for f in fields(Augment)})
-    rank = int(os.environ.get("LOCAL_RANK", "0")) if setup.processes > 1 else 0
-    training = train_loader(
-        source.train,
-        setup.preprocessing,
-        augment,
-        batch_size=config.batch_size,
-        workers=setup.workers,
-        seed=config.seed,
-        rank=rank,
-        world_size=setup.processes,
-        aug_repeats=config.aug_repeats,
-    )
-    validation = eval_loader(
-        source.val,
-        setup.preprocessing,
-        batch_size=config.batch_size,
-        workers=setup.workers,
-        rank=rank,
-        world_size=setup.processes,
-    )
+    config, classes = setup.config, len(setup.source.classes)
     network = setup.network.to(memory_format=torch.channels_last) if config.channels_last else setup.network
-    task = ClassificationTask(network, config, classes=len(source.classes), lr=setup.lr, batches=len(training))
-    keeper = EpochKeeper(folder, validation, display, len(source.classes))
+    task = ClassificationTask(network, config, classes=classes, lr=setup.lr, batches=len(setup.training))
+    keeper = EpochKeeper(folder, setup.validation, display, classes)
     trainer = Trainer(
         accelerator="gpu" if setup.accelerator == "cuda" else setup.accelerator,
         devices=setup.processes,
@@ -171,7 +149,7 @@ def _assemble(setup: Setup, folder: Path, display: Display) -> _Parts:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = PositionedLoader(training, lambda: (trainer.current_epoch, task.batches_done))
+    loader = PositionedLoader(setup.training, lambda: (trainer.current_epoch, task.batches_done))
     return _Parts(trainer, task, keeper, loader)
 
 

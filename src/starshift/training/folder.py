@@ -20,7 +20,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from starshift.errors import StarshiftError
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 f"no space left to write the run folder {folder}. The last complete checkpoint in it is untouched: free"
                 f" some space, then go on with: starshift train --resume {folder}"
             ) from error
-        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)) or error.errno in (
-            errno.EROFS,
-            errno.EIO,
-        ):
+        if error.errno in NOT_ALLOWED:
             raise StarshiftError(
                 f"cannot write the run folder {folder}: {error.strerror}. Choose another with --out"
             ) from error

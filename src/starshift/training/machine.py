@@ -36,6 +36,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def process_rank() -> int:
+    """Which of the processes of a distributed run on this machine this is; 0 where there is one."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def choose_devices(devices: str) -> tuple[str, int]:
     """The setting ``devices`` as Lightning's accelerator and number of devices.
 

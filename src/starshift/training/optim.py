@@ -28,11 +28,16 @@ def learning_rate(config: TrainConfig, global_batch: int) -> float:
     return config.lr_base * (math.sqrt(share) if scale == "sqrt" else share)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    """timm's optimiser of that name over the model's parameters, in its groups (no decay on norms, layer decay)."""
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise StarshiftError if timm has no optimiser of the name ``opt``."""
     known = [str(name) for name in list_optimizers()]
     if config.opt.lower().removeprefix("lookahead_") not in known:
         raise StarshiftError(f"no optimiser {config.opt!r}.{nearest(config.opt, known)}")
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """timm's optimiser of that name over the model's parameters, in its groups (no decay on norms, layer decay)."""
+    check_optimizer(config)
     return create_optimizer_v2(
         model,
         opt=config.opt,
@@ -50,13 +55,14 @@ def make_schedule(
     """A function that sets the learning rates for update ``step`` (from 0): of ``step`` alone, so it has no state."""
     if config.sched == "onecycle":
         return _one_cycle(optimizer, config, config.epochs * updates_per_epoch)
+    peak = max(group["lr"] for group in optimizer.param_groups)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=config.sched,
         num_epochs=config.epochs,
         warmup_epochs=min(config.warmup_epochs, config.epochs / 2),  # type: ignore[arg-type]  # may be a part of one
-        warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr,
+        warmup_lr=min(config.warmup_lr, peak),
+        min_lr=min(config.min_lr, peak),
         decay_milestones=list(config.decay_milestones),
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,

@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 
-from starshift.data import DataSource, open_data
+from starshift.data import Augment, DataSource, ImageLoader, eval_loader, open_data, train_loader
 from starshift.errors import StarshiftError
 from starshift.models import count_macs, create_model, load_model, load_weights
 from starshift.preprocessing import Preprocessing
 from starshift.training.config import TrainConfig, override
 from starshift.training.display import Display
-from starshift.training.machine import choose_devices, choose_workers, device_name
-from starshift.training.optim import learning_rate
+from starshift.training.machine import choose_devices, choose_workers, device_name, process_rank
+from starshift.training.optim import check_optimizer, learning_rate
 
 SMALL = 64  # pixels: images this wide and high at most are small ones, for which there are models of their own
 NEEDED = 32  # pixels that smaller images are enlarged to for models that do not say what they need
@@ -28,6 +28,7 @@ class Setup:
     Attributes:
         config: the settings, with what was left open filled in.
         accelerator, processes: Lightning's ``accelerator``, and how many devices of it.
+        training, validation: the loaders of this process.
         lr: learning rate at its peak.
     """
 
@@ -37,7 +38,8 @@ class Setup:
     preprocessing: Preprocessing
     accelerator: str
     processes: int
-    workers: int
+    training: ImageLoader
+    validation: ImageLoader
     lr: float
 
     @property
@@ -73,6 +75,7 @@ def set_up(config: TrainConfig, display: Display) -> Setup:
     accelerator, processes = choose_devices(config.devices)
     if config.precision == "fp16" and accelerator == "cpu":
         raise StarshiftError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
+    check_optimizer(config)
     config = _model_of_checkpoint(config)
     channels = int(config.model_args.get("in_chans", 3))
     source = open_data(
@@ -90,6 +93,7 @@ def set_up(config: TrainConfig, display: Display) -> Setup:
     preprocessing = choose_preprocessing(config, network, source.native_size, channels)
     if preprocessing.size[0] == preprocessing.size[1]:
         config = override(config, img_size=preprocessing.size[0])
+    training, validation = make_loaders(config, source, preprocessing, accelerator, processes)
     return Setup(
         config=config,
         source=source,
@@ -97,9 +101,27 @@ def set_up(config: TrainConfig, display: Display) -> Setup:
         preprocessing=preprocessing,
         accelerator=accelerator,
         processes=processes,
-        workers=choose_workers(config.workers, accelerator, processes, in_memory=source.train.load_small()),
+        training=training,
+        validation=validation,
         lr=learning_rate(config, config.batch_size * config.grad_accum_steps * processes),
     )
+
+
+def make_loaders(
+    config: TrainConfig, source: DataSource, preprocessing: Preprocessing, accelerator: str, processes: int
+) -> tuple[ImageLoader, ImageLoader]:
+    """Training and validation batches for this one of ``processes`` processes."""
+    augment = Augment(**{f.name: getattr(config, f.name) for f in fields(Augment)})
+    shared = {
+        "batch_size": config.batch_size,
+        "workers": choose_workers(config.workers, accelerator, processes, in_memory=source.train.load_small()),
+        "rank": process_rank() if processes > 1 else 0,
+        "world_size": processes,
+    }
+    training = train_loader(
+        source.train, preprocessing, augment, seed=config.seed, aug_repeats=config.aug_repeats, drop_last=True, **shared
+    )
+    return training, eval_loader(source.val, preprocessing, **shared)
 
 
 def default_model(source: DataSource) -> str:
@@ -160,7 +182,8 @@ def _model_of_checkpoint(config: TrainConfig) -> TrainConfig:
         "crop_pct": seen.crop_pct,
     }
     unsaid = {name: value for name, value in known.items() if getattr(config, name) is None}
-    return override(config, model=loaded.name, model_args={**loaded.model_args, **config.model_args}, **unsaid)
+    arguments = {name: value for name, value in loaded.model_args.items() if name != "num_classes"}
+    return override(config, model=loaded.name, model_args={**arguments, **config.model_args}, **unsaid)
 
 
 def _fitting_batch(config: TrainConfig, images: int, display: Display) -> TrainConfig:

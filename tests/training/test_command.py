@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``starshift train`` as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from starshift.cli.main import app
+
+QUICK = ["--model=shiftresnet20", "--epochs=1", "--batch-size=8", "--set", "model_args.expansion=1", "--workers=0"]
+
+
+def test_json_is_all_there_is_on_stdout(tiny_data: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(tiny_data), *QUICK, "--out", str(tmp_path / "run"), "--json"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["run"] == str(tmp_path / "run") and summary["status"] == "finished" and summary["epochs"] == 1
+
+
+def test_options_reach_the_config(tiny_data: Path, tmp_path: Path) -> None:
+    options = ["--lr=0.02", "--img-size=16", "--precision=bf16", "--devices=cpu", "--seed=7", "--set", "smoothing=0"]
+    result = CliRunner().invoke(app, ["train", str(tiny_data), *QUICK, *options, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "1/1" in result.stdout and "report.html" in result.stdout
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    given = {
+        "lr": 0.02,
+        "img_size": 16,
+        "precision": "bf16",
+        "devices": "cpu",
+        "seed": 7,
+        "smoothing": 0.0,
+        "workers": 0,
+    }
+    assert {name: config[name] for name in given} == given
+    assert config["model_args"] == {"expansion": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the data"),
+        (["digits", "--set", "epoch=3"], "Did you mean 'epochs'"),
+        (["digits", "--set", "epochs"], "key=value"),
+        (["digits", "--recipe=quick", "--config=x.yaml"], "give one of them"),
+        (["digits", "--resume=x", "--out=y"], "leave out"),
+        (["digits", "--model=starnet_s9"], "starnet_s"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_but_its_own_words(tiny_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "starshift.cli.main", "train", str(tiny_data), *QUICK, f"--out={tmp_path / 'run'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and result.stderr == ""
+    words = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert words == [
+        "model",
+        "data",
+        "how",
+        "run",
+        "epoch",
+        "writing",
+        "best",
+    ]
