@@ -59,6 +59,7 @@ def loader() -> str:
     rows = [
         (
             r["photographs"],
+            r["path"],
             r["baseline"],
             f"{float(r['baseline_images_per_s']):.0f}",
             f"{float(r['images_per_s']):.0f}",
@@ -68,7 +69,9 @@ def loader() -> str:
         )
         for r in read("loader.csv")
     ]
-    return table(("photographs", "peer", "peer, images/s", "ours, images/s", "ratio", "machine", "commit"), rows)
+    return table(
+        ("photographs", "path", "peer", "peer, images/s", "ours, images/s", "ratio", "machine", "commit"), rows
+    )
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

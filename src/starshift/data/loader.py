@@ -226,7 +226,8 @@ def train_loader(
         preprocessing: the network's size, mean and std, and number of channels.
         augment: what happens at random.
         batch_size: images of this rank's batches. A set of fewer images gives one smaller batch.
-        workers: processes that decode; 0 decodes in this one.
+        workers: processes that decode; 0 decodes in this one. Images kept in memory are served by this one in any case
+            where that is faster than a worker could hand them over: with nothing but padded crop and mirroring to do.
         seed, rank, world_size, aug_repeats: see :class:`TrainBatchSampler`. All ranks have the same number of batches.
         drop_last: leave out a last batch that is not full.
 
@@ -245,7 +246,8 @@ def train_loader(
         aug_repeats=aug_repeats,
         drop_last=drop_last,
     )
-    return ImageLoader(TrainPipeline(images, preprocessing, augment), sampler, workers)
+    pipeline = TrainPipeline(images, preprocessing, augment)
+    return ImageLoader(pipeline, sampler, min(workers, 0) if pipeline.in_bulk else workers)
 
 
 def eval_loader(
@@ -262,7 +264,7 @@ def eval_loader(
     return ImageLoader(
         EvalPipeline(images, preprocessing),
         EvalBatchSampler(len(images), batch_size, rank=rank, world_size=world_size),
-        workers,
+        min(workers, 0) if images.pixels is not None else workers,
     )
 
 

@@ -66,6 +66,14 @@ class TrainPipeline:
     def __init__(self, images: ImageSet, preprocessing: Preprocessing, augment: Augment) -> None:
         self.images, self.preprocessing, self.augment = images, preprocessing, augment
 
+    @property
+    def in_bulk(self) -> bool:
+        """Whether a batch is done as whole arrays, with no step taken image by image."""
+        plain = self.augment.scale is None and not self.augment.reprob
+        return (
+            self.images.pixels is not None and plain and pillow_augmentation(self.augment, self.preprocessing) is None
+        )
+
     def __call__(self, indices: NDArray[np.int64], seeds: NDArray[np.uint64]) -> Result:
         indices = indices.copy()
         draws = uniforms(seeds, DRAWS)
