@@ -55,23 +55,22 @@ def cifar10() -> str:
 
 
 def loader() -> str:
-    """The training loader beside torchvision's, both on one core in the same run."""
+    """Our loaders beside torchvision's, both on one core in the same run."""
     rows = [
         (
-            r["photographs"],
+            r["images"],
             r["path"],
-            r["baseline"],
-            f"{float(r['baseline_images_per_s']):.0f}",
-            f"{float(r['images_per_s']):.0f}",
+            f"{float(r['peer_images_per_s']):.0f}",
+            f"{float(r['ours_images_per_s']):.0f}",
             f"{float(r['ratio']):.2f}",
+            f"{float(r['ratio_low']):.2f} to {float(r['ratio_high']):.2f}",
             r["cpu"],
             r["commit"],
         )
         for r in read("loader.csv")
     ]
-    return table(
-        ("photographs", "path", "peer", "peer, images/s", "ours, images/s", "ratio", "machine", "commit"), rows
-    )
+    header = ("images", "path", "peer, images/s", "ours, images/s", "ratio", "lowest to highest", "machine", "commit")
+    return table(header, rows)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
