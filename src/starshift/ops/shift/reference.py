@@ -13,8 +13,8 @@ from starshift.ops.shift.offsets import flatten, negate, unflatten
 def shift2d(x: Tensor, offsets: list[int]) -> Tensor:
     runs = unflatten(offsets)
     height, width = x.shape[2:]
-    reach_y = max((abs(dy) for _, dy, _ in runs), default=0)
-    reach_x = max((abs(dx) for _, _, dx in runs), default=0)
+    reach_y = max([0, *[abs(dy) for _, dy, _ in runs]])  # in a form that torch.compile of 2.11 reads too
+    reach_x = max([0, *[abs(dx) for _, _, dx in runs]])
     padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y))
     parts, first = [], 0
     for channels, dy, dx in runs:
