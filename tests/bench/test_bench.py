@@ -108,8 +108,8 @@ def test_bench_loader_from_the_command_line(tmp_path: Path) -> None:
     rows = json.loads(result.stdout)
     assert [r["path"] for r in rows] == ["train", "eval"]
     for row in rows:
-        assert row["images_per_s"] > 0 and row["baseline_images_per_s"] > 0 and row["ratio"] > 0
-        assert row["photographs"] == "made photographs 64x48" and row["torch"] and row["cpu"]
+        assert row["ours_images_per_s"] > 0 and row["peer_images_per_s"] > 0 and row["ratio"] > 0
+        assert row["images"] == "made photographs 64x48" and row["torch"] and row["cpu"]
     make_photographs(tmp_path / "mine", 16, 64, 48)
     result = CliRunner().invoke(app, ["bench", "loader", str(tmp_path / "mine"), *small])
     assert result.exit_code == 0 and "torchvision + PIL /s" in result.stdout

@@ -21,7 +21,7 @@ from starshift.data.folder import scan
 from starshift.errors import StarshiftError
 from starshift.preprocessing import Preprocessing
 
-BASELINE = "torchvision ImageFolder + PIL"
+PEER = "torchvision ImageFolder + PIL"
 
 
 def bench_loader(
@@ -73,13 +73,13 @@ def bench_loader(
                 {
                     "suite": "loader",
                     "path": path,
-                    "photographs": label or str(root),
+                    "images": label or str(root),
                     "size": size,
                     "workers": workers,
                     "rounds": rounds,
-                    "images_per_s": round(count / result.ours_s, 1),
-                    "baseline": BASELINE,
-                    "baseline_images_per_s": round(count / result.peer_s, 1),
+                    "ours_images_per_s": round(count / result.ours_s, 1),
+                    "peer": PEER,
+                    "peer_images_per_s": round(count / result.peer_s, 1),
                     "ratio": round(result.ratio, 3),
                     "ratio_low": round(min(result.ratios), 3),
                     "ratio_high": round(max(result.ratios), 3),

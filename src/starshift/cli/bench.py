@@ -120,11 +120,11 @@ def _show(rows: list[dict[str, object]]) -> None:
         table.add_column(title, justify="left" if title in ("images", "path") else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            str(row["photographs"]),
+            str(row["images"]),
             str(row["path"]),
             str(row["workers"]),
-            str(row["images_per_s"]),
-            str(row["baseline_images_per_s"]),
+            str(row["ours_images_per_s"]),
+            str(row["peer_images_per_s"]),
             f"{row['ratio']:.2f}",
             f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
         )
