@@ -2,8 +2,11 @@
 """Images in: decoding, data sets, augmentation and loaders.
 
 >>> from starshift.data import open_data, train_loader, Augment
->>> data = open_data("photos")  # a folder of class folders
->>> loader = train_loader(data.train, preprocessing, Augment(), batch_size=64, workers=2, seed=0)
+>>> from starshift.preprocessing import Preprocessing
+>>> data = open_data("digits")  # or a folder of class folders
+>>> loader = train_loader(data.train, Preprocessing((32, 32)), Augment(), batch_size=64, workers=0, seed=0)
+>>> next(iter(loader)).image.shape
+torch.Size([64, 3, 32, 32])
 """
 
 from __future__ import annotations

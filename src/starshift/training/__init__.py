@@ -2,7 +2,7 @@
 """Training: from a data set and a recipe to a run folder.
 
 >>> from starshift.training import train
->>> run = train("digits", "shiftresnet20", epochs=1, img_size=16)
+>>> run = train("digits", "shiftresnet20", epochs=1, img_size=8, quiet=True)
 """
 
 from __future__ import annotations

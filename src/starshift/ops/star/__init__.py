@@ -50,8 +50,8 @@ def star(x1: Tensor, x2: Tensor, act: str = "relu6", placement: str = "first") -
     Example:
         >>> import torch
         >>> from starshift.ops import star
-        >>> star(torch.tensor([-1.0, 2.0, 9.0]), torch.tensor([5.0, 5.0, 5.0])).tolist()
-        [-0.0, 10.0, 30.0]
+        >>> star(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([5.0, 5.0, 5.0])).tolist()
+        [5.0, 10.0, 30.0]
     """
     _check(act, placement)
     if x1.shape != x2.shape:
