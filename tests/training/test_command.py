@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -64,18 +65,24 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_but_its_own_words(tiny_data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "starshift.cli.main", "train", str(tiny_data), *QUICK, f"--out={tmp_path / 'run'}"]
+def starshift(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "starshift.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_nothing_but_its_own_words(tiny_data: Path, tmp_path: Path) -> None:
+    result = starshift("train", str(tiny_data), *QUICK, f"--out={tmp_path / 'run'}")
     assert result.returncode == 0 and result.stderr == ""
     words = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
-    assert words == [
-        "model",
-        "data",
-        "how",
-        "run",
-        "epoch",
-        "writing",
-        "best",
-    ]
+    assert words == ["model", "data", "how", "run", "epoch", "writing", "best"]
+
+
+def test_two_processes_share_the_images_and_write_one_run(tiny_data: Path, tmp_path: Path) -> None:
+    result = starshift("train", str(tiny_data), *QUICK, "--devices=cpu:2", f"--out={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    assert sum(line.startswith("epoch ") for line in result.stdout.splitlines()) == 1
+    row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert row["step"] == "3"  # 48 images in batches of 8, two at a time
+    with (tmp_path / "run" / "validation.csv").open() as table:
+        assert len(list(csv.DictReader(table))) == 12

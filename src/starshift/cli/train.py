@@ -62,6 +62,7 @@ def command(
     from starshift.errors import StarshiftError
     from starshift.training import TrainingInterrupted, train
     from starshift.training.config import parse_assignments
+    from starshift.training.machine import process_rank
 
     if recipe is not None and config is not None:
         raise StarshiftError("--recipe and --config both name where the settings start: give one of them")
@@ -88,7 +89,8 @@ def command(
             stream=sys.stderr if as_json else sys.stdout,
         )
     except TrainingInterrupted as stop:
-        typer.echo(str(stop), err=True)
+        if process_rank() == 0:
+            typer.echo(str(stop), err=True)
         raise typer.Exit(stop.exit_code) from None
     if as_json:
         import json

@@ -73,6 +73,8 @@ class Display:
     def batch(self, done: int, description: str) -> None:
         """Move the bar; drawn at most four times a second."""
         if self._bar is not None and time.monotonic() - self._drawn > 0.25:
+            if not self._drawn:  # a resumed run starts far along: that was no speed
+                self._bar.reset(self._task, completed=done)
             self._drawn = time.monotonic()
             self._bar.update(self._task, completed=done, description=description)
 

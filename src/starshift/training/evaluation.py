@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from starshift.data import Batch
+from starshift.errors import StarshiftError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,17 +51,15 @@ def validate(
 
     Top-5 counts the five best classes, or all where there are fewer. With ``across_processes`` each process brings its
     share of the images and all get the means of the whole. ``after_batch`` may raise to break off.
+
+    Raises:
+        StarshiftError: not one image could be read.
     """
-    accuracy = {
-        f"top{k}": MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
-        for k in (1, 5)
-    }
-    metrics = MetricCollection({**accuracy}, compute_groups=False).to(device)
-    total = torch.zeros(
-        2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
-    )  # loss, images
-    for metric in metrics.values():
-        metric.sync_on_compute = across_processes
+    how: dict[str, Any] = {"average": "micro", "validate_args": False, "sync_on_compute": across_processes}
+    top1 = MulticlassAccuracy(classes, **how).to(device)
+    top5 = MulticlassAccuracy(classes, top_k=min(5, classes), **how).to(device)
+    precise = torch.float32 if device.type == "mps" else torch.float64
+    sums = torch.zeros(2, dtype=precise, device=device)  # of losses, of images; torchmetrics' mean would drop NaN
     found = Validation(0.0, 0.0, 0.0)
     was_training = model.training
     model.eval()
@@ -75,18 +74,20 @@ def validate(
                 target = batch.target.to(device, non_blocking=True)
                 logits = model(image).float()
                 losses = F.cross_entropy(logits, target, reduction="none")
-                metrics.update(logits, target)
-                total += torch.stack([losses.sum(dtype=total.dtype), total.new_tensor(len(losses))])
+                top1.update(logits, target)
+                top5.update(logits, target)
+                sums += torch.stack([losses.sum(dtype=precise), sums.new_tensor(len(losses))])
                 if keep_rows:
                     found.rows.extend(_rows(batch.index, target, logits, losses))
                 after_batch()
     finally:
         model.train(was_training)
     if across_processes:
-        torch.distributed.all_reduce(total)
-    found.loss = float(total[0] / total[1])
-    values = metrics.compute()
-    found.top1, found.top5 = (100 * float(values[name]) for name in ("top1", "top5"))
+        torch.distributed.all_reduce(sums)
+    loss, images = sums.tolist()
+    if images == 0:
+        raise StarshiftError(f"none of the images to validate on could be read; the first: {found.bad[:1]}")
+    found.loss, found.top1, found.top5 = loss / images, 100 * float(top1.compute()), 100 * float(top5.compute())
     return found
 
 
