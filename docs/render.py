@@ -28,10 +28,31 @@ def models() -> str:
     rows = []
     for name in README_MODELS:
         info = model_info(name)
-        top1 = ", ".join(f"{value} ({data})" for data, value in info.published_top1.items())
+        top1 = published(info.published_top1)
         macs = f"{info.macs_folded / 1e6:,.0f}M"
         rows.append((f"`{name}`", f"{info.params / 1e6:.2f}M", macs, f"{info.size[0]}", top1 or "-"))
     return table(("model", "parameters", "multiply-adds", "pixels", "published top-1 %"), rows)
+
+
+def published(top1: dict[str, float]) -> str:
+    """Accuracy by data set; where it depends on an option, from the lowest to the highest."""
+    by_data: dict[str, list[float]] = {}
+    for key, value in top1.items():
+        by_data.setdefault(key.split()[0], []).append(value)
+    ranges = ((data, "-".join(str(v) for v in sorted({min(values), max(values)}))) for data, values in by_data.items())
+    return ", ".join(f"{spread} ({data})" for data, spread in ranges)
+
+
+def counts() -> str:
+    """Parameters and MACs of every model, counted now: what ``starshift models`` shows without building them."""
+    from starshift.models import list_models
+    from starshift.models._counting import measure
+
+    lines = ["name,params,macs,macs_folded"]
+    for name in list_models():
+        info = measure(name)
+        lines.append(f"{name},{info.params},{info.macs},{info.macs_folded}")
+    return "\n".join(lines) + "\n"
 
 
 def cifar10() -> str:
@@ -88,8 +109,8 @@ TABLES: dict[str, Callable[[], str]] = {"models": models, "cifar10": cifar10, "l
 
 
 def rendered() -> dict[Path, str]:
-    """Every page that has a table, with its tables made anew."""
-    pages = {}
+    """Every page that has a table, with its tables made anew; and the models' counts."""
+    pages = {ROOT / "src" / "starshift" / "models" / "counts.csv": counts()}
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         if MARKED.search(text):
@@ -99,6 +120,6 @@ def rendered() -> dict[Path, str]:
 
 if __name__ == "__main__":
     for page, content in rendered().items():
-        changed = page.read_text(encoding="utf-8") != content
+        changed = not page.exists() or page.read_text(encoding="utf-8") != content
         page.write_text(content, encoding="utf-8")
         print(f"{'rendered' if changed else 'fresh   '} {page.relative_to(ROOT)}")

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from starshift.cli._options import Json
-from starshift.cli._progress import progress_bar
 from starshift.errors import StarshiftError
 
 HELP = "List the models: parameters, MACs, input size, published accuracy."
@@ -24,11 +23,7 @@ def command(
     names = list_models(filter if set(filter) & set("*?[") else f"*{filter}*")
     if not names:
         raise StarshiftError(f"no model matches '{filter}'; 'starshift models' lists all")
-    infos = []
-    with progress_bar("counting") as advance:  # a network is built to be counted: seconds for all of them
-        for name in names:
-            infos.append(model_info(name))
-            advance(len(infos), len(names))
+    infos = [model_info(name) for name in names]
     if as_json:
         import json
         from dataclasses import asdict
