@@ -20,7 +20,7 @@ help:
 
 demo: .venv/.ready
 	@rm -rf runs/demo
-	$(BIN)/starshift train digits --out runs/demo
+	$(BIN)/starshift train digits --out runs/demo --set hflip=0
 	$(BIN)/starshift export runs/demo --format onnx
 	$(BIN)/starshift eval runs/demo digits
 	$(BIN)/starshift predict runs/demo docs/images/digits

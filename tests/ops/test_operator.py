@@ -34,5 +34,6 @@ def test_forcing_a_kernel(doubled) -> None:
 
 
 def test_status_names_the_active_kernel(doubled) -> None:
-    assert kernel_status()["test_double"] == {"cpu": "exact", "cuda": "reference"}
+    status = kernel_status()["test_double"]
+    assert status["cpu"] == "exact" and status["cuda"].startswith("reference")
     assert set(kernel_status()) >= {"star", "star_mlp", "shift2d", "shift_conv2d", "depthwise_conv2d"}

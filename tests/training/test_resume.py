@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from starshift.errors import StarshiftError
+from starshift.models import load_model
 from starshift.training import Run, TrainingInterrupted, epochs, train
 from tests.training.conftest import TINY, Train
 
@@ -107,6 +108,18 @@ def test_stopped_in_validation(epoch: int, tiny_train: Train, unbroken: Run, mon
         tiny_train(**SETTINGS)
     assert stop.value.exit_code == 143
     assert_same_run(unbroken.path, train(resume=stop.value.run, quiet=True).path)
+
+
+def test_a_stopped_run_can_be_used_with_the_best_weights_so_far(
+    tiny_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_after(monkeypatch, 9)
+    with pytest.raises(TrainingInterrupted) as stop:
+        tiny_train(**SETTINGS)
+    kept = load_model(stop.value.run)
+    best = torch.load(stop.value.run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert kept.classes == ["blue", "green", "red"]
+    assert all(torch.equal(value, best[f"ema.module.{name}"]) for name, value in kept.model.state_dict().items())
 
 
 def test_stopped_twice(tiny_train: Train, unbroken: Run, monkeypatch: pytest.MonkeyPatch) -> None:

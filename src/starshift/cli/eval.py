@@ -58,12 +58,14 @@ def _print(result: Evaluation) -> None:
         f"top-1 {result.top1:.2f}%   top-5 {result.top5:.2f}%   loss {result.loss:.4f}   "
         f"{result.n} images in {result.seconds:.1f} s ({result.images_per_s:.0f} images/s)"
     )
+    if result.held_out:
+        typer.echo("  on the part of these data that training held out")
     scored = [c for c in result.classes if c.top1 is not None]
     for c in sorted(scored, key=lambda c: (c.top1 or 0.0, -c.n))[:LISTED]:
         mistaken = f", most often taken for {c.mistaken_for}" if c.mistaken_for else ""
         typer.echo(f"  {c.name}: {c.correct} of {c.n} right ({c.top1:.1f}%){mistaken}")
     if len(scored) > LISTED:
-        typer.echo(f"  ... and {len(scored) - LISTED} classes that do better; all with --csv or --json")
+        typer.echo(f"  ... and {len(scored) - LISTED} more classes; all with --csv or --json")
     if result.skipped:
         typer.echo(f"skipped {len(result.skipped)} images that could not be read:")
         for name, reason in result.skipped[:LISTED]:

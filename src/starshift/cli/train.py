@@ -19,7 +19,7 @@ Data = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; see config.yaml of a run for all."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; --show-settings lists all."),
 ]
 
 
@@ -41,8 +41,8 @@ def command(
         str | None,
         typer.Option("--checkpoint", help="Start from these weights: a file, a run folder, hf-hub:OWNER/NAME."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Times through the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", "-b", help="Images a step and device.")] = None,
     img_size: Annotated[
         int | None, typer.Option("--img-size", help="Pixels; default: the data's own if small, else the model's.")
     ] = None,
@@ -55,13 +55,18 @@ def command(
     workers: Annotated[
         int | None, typer.Option("--workers", "-j", help="Processes that decode images; default: chosen.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the split, the order and all else that is random.")
+    ] = None,
     settings: Set = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print every setting with the value it would have, and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     from starshift.errors import StarshiftError
     from starshift.training import TrainingInterrupted, train
-    from starshift.training.config import parse_assignments
+    from starshift.training.config import parse_assignments, resolve
     from starshift.training.machine import process_rank
 
     if recipe is not None and config is not None:
@@ -80,6 +85,11 @@ def command(
     chosen = {name: value for name, value in options.items() if value is not None}
     chosen.update(parse_assignments(settings or []))
     named = {"data": data, "model": model}
+    if show_settings:
+        given = {name: value for name, value in named.items() if value is not None}
+        start = config or recipe or resume or ("finetune" if checkpoint else "quick")
+        typer.echo(resolve(start, {**given, **chosen}).to_yaml(), nl=False)
+        return
     try:
         run = train(
             **{**{name: value for name, value in named.items() if value is not None}, **chosen},

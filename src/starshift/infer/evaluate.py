@@ -51,6 +51,7 @@ class Evaluation:
         confusion: ``confusion[target][predicted]``, number of images.
         skipped: (name, reason) of the images that could not be read.
         seconds, images_per_s: of reading, preprocessing and inference together.
+        held_out: of the data that the network was trained on, the part held out then was taken.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Evaluation:
     skipped: tuple[tuple[str, str], ...]
     seconds: float
     images_per_s: float
+    held_out: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values for JSON."""
@@ -76,6 +78,7 @@ class Evaluation:
             "loss": self.loss,
             "seconds": self.seconds,
             "images_per_s": self.images_per_s,
+            "held_out": self.held_out,
             "classes": [
                 {"name": c.name, "n": c.n, "correct": c.correct, "top1": c.top1, "mistaken_for": c.mistaken_for}
                 for c in self.classes
@@ -150,7 +153,7 @@ def evaluate(
         StarshiftError: the model or data cannot be opened, their classes differ, or no image could be read.
     """
     predictor = load(model, device=device)
-    images = _open(predictor, str(data)) if isinstance(data, (str, Path)) else data
+    images, held_out = _open(predictor, str(data)) if isinstance(data, (str, Path)) else (data, False)
     if workers is None:  # a few images are read sooner than a process is started
         workers = 0 if len(images) <= 4 * batch_size or images.load_small() else max(0, (os.cpu_count() or 1) - 1)
     loader = eval_loader(images, predictor.preprocessing, batch_size=batch_size, workers=workers)
@@ -179,13 +182,16 @@ def evaluate(
         skipped=tuple((str(name), str(reason)) for name, reason in skipped),
         seconds=seconds,
         images_per_s=tally.n / seconds,
+        held_out=held_out,
     )
 
 
-def _open(predictor: Predictor, data: str) -> ImageSet:
+def _open(predictor: Predictor, data: str) -> tuple[ImageSet, bool]:
+    """The images, and whether they are the part of the training's own data that it held out."""
     trained_on = predictor.trained_on
     options = trained_on.options if trained_on.is_data(data) else {}
-    return open_eval_data(data, predictor.classes, channels=predictor.preprocessing.channels, **options)
+    images = open_eval_data(data, predictor.classes, channels=predictor.preprocessing.channels, **options)
+    return images, bool(options)
 
 
 def _class_scores(names: tuple[str, ...], confusion: Tensor) -> tuple[ClassScore, ...]:

@@ -102,10 +102,10 @@ def use_kernel(name: str) -> Iterator[None]:
 
 
 def kernel_status() -> dict[str, dict[str, str]]:
-    """The kernel that runs for each operator and device: ``{"star": {"cpu": "reference", "cuda": "reference"}}``."""
+    """What runs for each operator and device: a kernel's name, or the reference and why it does."""
     status = {}
     for name, operator in OPERATORS.items():
-        row = {"cpu": REFERENCE, "cuda": REFERENCE}
+        row = {device: f"{REFERENCE} (plain PyTorch; no kernel for {device})" for device in ("cpu", "cuda")}
         for kernel in reversed(operator.kernels):
             row[kernel.device] = kernel.name
         status[name] = row

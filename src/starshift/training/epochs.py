@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from starshift.data import Batch
@@ -60,14 +61,19 @@ def end_workers(loader: DataLoader) -> None:
 
 
 class EpochKeeper(Callback):
-    """Validates after each epoch, writes its row, then ``last.ckpt``, and ``best.ckpt`` when top-1 (or loss) is better.
+    """Validates after each epoch, writes its row, then ``last.ckpt``, and when top-1 (or loss) is better ``best.ckpt``.
+
+    ``keep`` is called with the network then, so that what a run has reached can be used before it ends.
 
     On a signal the checkpoint is written after the running update, or within validation at once; StopAsked follows.
     A checkpoint never replaces a good one with weights or losses that are not finite.
     """
 
-    def __init__(self, run: Path, val_loader: DataLoader, display: Display, classes: int) -> None:
+    def __init__(
+        self, run: Path, val_loader: DataLoader, display: Display, classes: int, keep: Callable[[nn.Module], None]
+    ) -> None:
         self.run = run
+        self.keep = keep
         self.val_loader = val_loader
         self.display = display
         self.classes = classes
@@ -173,6 +179,7 @@ class EpochKeeper(Callback):
         if better and trainer.is_global_zero:
             with disk_errors(self.run):
                 copy_checkpoint(self.run / "checkpoints" / "last.ckpt", self.run / "checkpoints" / "best.ckpt")
+                self.keep(task.best_model)
         self.display.epoch(row, task.config.epochs, better)
         if self._asked_to_stop(trainer):
             raise StopAsked

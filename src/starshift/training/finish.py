@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from starshift.data import eval_loader
-from starshift.models import count_macs, save_model
+from starshift.models import count_macs
 from starshift.training.display import Display
 from starshift.training.epochs import EpochKeeper
 from starshift.training.evaluation import validate
@@ -56,14 +56,7 @@ def write_results(
         for i, t, p, q, x in sorted(found.rows)
     )
     write_csv(folder / "validation.csv", ("index", "name", "target", "predicted", "probability", "loss"), rows)
-    save_model(
-        network,
-        folder / "model",
-        name=config.model,
-        model_args=dict(config.model_args),
-        classes=list(source.classes),
-        preprocessing=setup.preprocessing,
-    )
+    setup.save(network, folder)
     keeper.write_tables()
     seconds = keeper.elapsed()
     training = sum(row["seconds"] for row in keeper.rows)

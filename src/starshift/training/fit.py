@@ -128,7 +128,7 @@ def _assemble(setup: Setup, folder: Path, display: Display) -> _Parts:
     config, classes = setup.config, len(setup.source.classes)
     network = setup.network.to(memory_format=torch.channels_last) if config.channels_last else setup.network
     task = ClassificationTask(network, config, classes=classes, lr=setup.lr, batches=len(setup.training))
-    keeper = EpochKeeper(folder, setup.validation, display, classes)
+    keeper = EpochKeeper(folder, setup.validation, display, classes, keep=lambda best: setup.save(best, folder))
     trainer = Trainer(
         accelerator="gpu" if setup.accelerator == "cuda" else setup.accelerator,
         devices=setup.processes,

@@ -71,7 +71,8 @@ def device_name(accelerator: str, count: int) -> str:
     if accelerator == "cuda":
         name = torch.cuda.get_device_name(0)
     else:
-        name = f"cpu ({torch.get_num_threads()} threads)" if accelerator == "cpu" else accelerator
+        threads = torch.get_num_threads()
+        name = f"cpu ({threads} thread{'s' if threads > 1 else ''})" if accelerator == "cpu" else accelerator
     return name if count == 1 else f"{count} x {name}"
 
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from starshift.data import Augment, DataSource, ImageLoader, eval_loader, open_data, train_loader
 from starshift.errors import StarshiftError
-from starshift.models import count_macs, create_model, load_model, load_weights
+from starshift.models import count_macs, create_model, load_model, load_weights, save_model
 from starshift.preprocessing import Preprocessing
 from starshift.training.config import TrainConfig, override
 from starshift.training.display import Display
@@ -45,6 +46,17 @@ class Setup:
     @property
     def device(self) -> torch.device:
         return torch.device(self.accelerator)
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write ``network`` to ``folder/model``, with all that is needed to use it."""
+        save_model(
+            network,
+            folder / "model",
+            name=self.config.model,
+            model_args=dict(self.config.model_args),
+            classes=list(self.source.classes),
+            preprocessing=self.preprocessing,
+        )
 
     def announce(self, display: Display) -> None:
         """Say what is about to be trained, on what, where and how."""
