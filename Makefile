@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   train on handwritten digits, evaluate, export to ONNX, predict (about 2 minutes after the install)"
+	@echo "make demo   train on handwritten digits, evaluate, export to ONNX, predict (about a minute after the install)"
 	@echo "make test   lint, types, import direction and all tests"
 	@echo "make lint   ruff, mypy, import direction"
 	@echo "make docs   render the tables of README and docs from results/"
