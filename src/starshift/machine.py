@@ -18,7 +18,7 @@ def machine_facts() -> dict[str, str | int | float]:
     """``cpu`` (model name), ``cores`` (that this process may use), ``memory_gb``, ``os``; and ``gpu`` where PyTorch
     is loaded and sees one."""
     facts: dict[str, str | int | float] = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory_gb": _memory_gb(),
         "os": f"{platform.system()} {platform.machine()}",
@@ -40,7 +40,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

@@ -7,10 +7,10 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import Any
 
 from starshift import __version__
+from starshift.machine import cpu_name
 
 BASE = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "scikit-learn", "numpy", "pillow", "simplejpeg")
 
@@ -55,22 +55,13 @@ def _versions() -> dict[str, str]:
 def _devices() -> dict[str, str]:
     import torch
 
-    devices = {"cpu": f"{_cpu_name()}, {os.cpu_count()} cores"}
+    devices = {"cpu": f"{cpu_name()}, {os.cpu_count()} cores"}
     for i in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(i)
         devices[f"cuda:{i}"] = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
     if torch.backends.mps.is_available():
         devices["mps"] = "Apple GPU"
     return devices
-
-
-def _cpu_name() -> str:
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        for line in facts.read_text(errors="replace").splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _threads() -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from starshift.data import eval_loader
+from starshift.machine import machine_facts, versions
 from starshift.models import count_macs
 from starshift.training.display import Display
 from starshift.training.epochs import EpochKeeper
 from starshift.training.evaluation import validate
 from starshift.training.folder import Run, write_csv, write_json
-from starshift.training.machine import machine_facts, package_versions
 from starshift.training.report import write_report
 from starshift.training.setup import Setup
 from starshift.training.task import ClassificationTask
@@ -81,8 +81,8 @@ def write_results(
         "precision": config.precision,
         "img_size": list(setup.preprocessing.size),
         "ended": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "machine": machine_facts(),
-        "versions": package_versions(),
+        "machine": {**machine_facts(), "threads": torch.get_num_threads()},
+        "versions": versions(),
     }
     write_json(folder / "summary.json", summary)
     write_report(folder, source.val)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine a run is on: its device, its memory allocator, and the facts that go into the summary."""
+"""The machine a run is on: its device, its data workers and its memory allocator."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import ctypes
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 
 from starshift.errors import StarshiftError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-PACKAGES = ("starshift", "torch", "torchvision", "timm", "lightning")
 
 
 def keep_freed_memory() -> bool:
@@ -89,37 +86,3 @@ def choose_workers(workers: int | None, accelerator: str, count: int, in_memory:
     if accelerator != "cpu":
         return max(1, min(8, cores() // count))
     return 0 if cores() == 1 else max(1, min(4, cores() // 4))
-
-
-def machine_facts() -> dict[str, Any]:
-    """Processor, cores, GPUs and system."""
-    facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(terse=True),
-    }
-    if torch.cuda.is_available():
-        facts["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return facts
-
-
-def package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
