@@ -40,6 +40,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def checkout() -> Path | None:
+    """The root of the git checkout that this package runs from; None for an installed one, wherever that lies."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / ".git").exists() else None
+
+
 def cpu_name() -> str:
     """The processor's model name."""
     info = Path("/proc/cpuinfo")

@@ -19,7 +19,7 @@ from starshift.bench.photographs import make_photographs
 from starshift.bench.rows import git_commit
 from starshift.cli.main import app
 from starshift.errors import StarshiftError
-from starshift.machine import machine_facts, versions
+from starshift.machine import checkout, machine_facts, versions
 
 
 def test_machine_and_versions() -> None:
@@ -120,3 +120,9 @@ def test_bench_loader_mistakes(tmp_path: Path) -> None:
     for args, message in ((["--make", "huge"], "WIDTHxHEIGHT"), ([str(tmp_path / "no")], "no such folder")):
         result = CliRunner().invoke(app, ["bench", "loader", *args])
         assert result.exit_code == 2 and message in result.output
+
+
+def test_an_installed_package_names_no_commit_of_the_repository_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(git_commit().removesuffix("+")) >= 12 or checkout() is None
+    monkeypatch.setattr("starshift.bench.rows.checkout", lambda: None)
+    assert git_commit() == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from starshift.errors import StarshiftError
-from starshift.machine import machine_facts, versions
+from starshift.machine import checkout, machine_facts, versions
 
 
 def provenance() -> dict[str, Any]:
@@ -23,7 +23,9 @@ def provenance() -> dict[str, Any]:
 def git_commit(folder: Path | None = None) -> str:
     """The commit of the sources, twelve digits, with ``+`` where they have uncommitted changes; empty outside a
     checkout."""
-    folder = folder or Path(__file__).resolve().parent
+    folder = folder or checkout()
+    if folder is None:
+        return ""
 
     def git(*args: str) -> str:
         return subprocess.run(

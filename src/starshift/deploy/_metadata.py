@@ -14,6 +14,7 @@ from typing import Any
 from starshift import __version__
 from starshift.deploy._predictor import TrainedOn
 from starshift.errors import StarshiftError
+from starshift.machine import checkout
 from starshift.preprocessing import Preprocessing
 
 KEY = "starshift"  # its presence marks a file as ours; its value is the layout's number
@@ -99,10 +100,10 @@ def package_versions(*packages: str) -> dict[str, str]:
 
 def source_commit() -> str:
     """The git commit of the source tree this package runs from ("-dirty" if files differ), or "" outside a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    if not (package.parents[1] / ".git").exists():
+    root = checkout()
+    if root is None:
         return ""
-    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
