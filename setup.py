@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the compiled kernels where a C++ compiler is found; without one the install succeeds and plain torch answers.
+
+One shared library for each instruction set, all from the same sources (``ops/*/cpu.cpp``); the one that fits the
+machine is chosen when it is loaded (``starshift/ops/_native.py``). They know neither Python nor torch.
+"""
+
+import platform
+import sys
+from glob import glob
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = sorted(glob("src/starshift/ops/*/cpu.cpp"))
+HEADERS = sorted(glob("src/starshift/ops/native/*.h"))
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+INSTRUCTION_SETS = {
+    "generic": [],
+    **(
+        {
+            "avx2": ["-mavx2", "-mfma"],
+            "avx512": [
+                "-mavx512f",
+                "-mavx512bw",
+                "-mavx512dq",
+                "-mavx512vl",
+                "-mfma",
+                "-mprefer-vector-width=512",
+            ],
+        }
+        if X86
+        else {}
+    ),
+}
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: kernels then run on one thread
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", *OPENMP]
+
+
+class BuildKernels(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        """No Python version in the name: the libraries have a C interface and serve every version."""
+        return f"{fullname.replace('.', '/')}.so"
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3; the platform only where kernels were built."""
+        platform_tag = super().get_tag()[2]
+        return "py3", "none", platform_tag
+
+
+setup(
+    ext_modules=[
+        Extension(
+            f"starshift._kernels_{name}",
+            SOURCES,
+            include_dirs=["src/starshift/ops/native"],
+            depends=HEADERS,
+            extra_compile_args=[*FLAGS, *flags],
+            extra_link_args=OPENMP,
+            language="c++",
+            optional=True,
+        )
+        for name, flags in INSTRUCTION_SETS.items()
+    ],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+)

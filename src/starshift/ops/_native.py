@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the compiled kernels that fit this machine, and remembers why it could not.
+
+The libraries have a C interface: pointers, sizes and strides. ``functions("name", ...)`` gives callables that take
+tensors (as pointers; None as a null pointer), integers and floats.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent.parent
+# Best first, by what torch found this machine to have (it looks at the processor and at ATEN_CPU_CAPABILITY).
+CHOICES = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Storage types that the kernels read and write, by the code that they know them by. Sums are float32."""
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and its instruction set; or None and the reason."""
+    reason = "they were not built: install again where a C++ compiler (g++ or clang++) is found"
+    for name in CHOICES.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
+        path = FOLDER / f"_kernels_{name}.so"
+        if not path.is_file():
+            continue
+        try:
+            return ctypes.CDLL(str(path)), name
+        except OSError as error:
+            reason = f"{path.name} cannot be loaded: {error}"
+    return None, reason
+
+
+def available() -> bool:
+    """Whether compiled kernels are loaded."""
+    return _load()[0] is not None
+
+
+def instruction_set() -> str | None:
+    """``avx512``, ``avx2`` or ``generic`` (NEON on 64-bit Arm, SSE2 on x86); None without kernels."""
+    return _load()[1] if available() else None
+
+
+def why_not() -> str | None:
+    """Why no compiled kernel runs, in a sentence; None when they do."""
+    return None if available() else _load()[1]
+
+
+def function(name: str, arguments: str) -> Callable[..., None]:
+    """The C function of this name; ``arguments`` has one letter each: ``p`` tensor or None, ``i`` int64, ``f`` float,
+    ``a`` sequence of int64.
+    """
+    library = _load()[0]
+    assert library is not None
+    native = getattr(library, name)
+    kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "a": ctypes.c_void_p}
+    native.argtypes = [kinds[letter] for letter in arguments]
+    native.restype = None
+
+    def call(*values: Any) -> None:
+        native(*[_convert(value) for value in values])
+
+    return call
+
+
+def _convert(value: Tensor | Sequence[int] | int | float | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, list | tuple):
+        return (ctypes.c_int64 * len(value))(*value)
+    return value
+
+
+def threads() -> int:
+    """How many threads a kernel may use: what ``torch.set_num_threads`` says."""
+    return torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor as a kernel reads it: ``sample_scale[n] * (scale[c] * tensor + other_scale[c] * other + shift[c])``.
+
+    Batch norm (scale and shift) and its gradient (with the other tensor) need no pass of their own this way. Outside the
+    image it is zero. ``tensor`` and ``other`` are of one dtype, channels last; the rest is float32; None leaves out.
+    """
+
+    tensor: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    other: Tensor | None = None
+    other_scale: Tensor | None = None
+    sample_scale: Tensor | None = None
+
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """In the order in which every C function takes them: six pointers."""
+        return self.tensor, self.other, self.scale, self.other_scale, self.shift, self.sample_scale

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of float as wide as the instruction set that this file is compiled for, and bfloat16 storage.
+//
+// GCC's and clang's vector extensions: one source for AVX-512, AVX2, SSE2 and NEON. `a * b + c` becomes a fused
+// multiply-add where there is one.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define VL 16  // floats in a vector
+#define REGISTERS 32
+#elif defined(__AVX2__)
+#define VL 8
+#define REGISTERS 16
+#elif defined(__aarch64__)
+#define VL 4
+#define REGISTERS 32
+#else
+#define VL 4
+#define REGISTERS 16
+#endif
+
+#define API extern "C" __attribute__((visibility("default")))
+#define INLINE inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint16_t vh_unaligned __attribute__((vector_size(VL * 2), aligned(2), may_alias));
+typedef uint16_t vh __attribute__((vector_size(VL * 2)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+INLINE vf broadcast(float a) { return a - (vf){}; }
+INLINE vf load(const float* p) { return *(const vf_unaligned*)p; }
+INLINE vf load(const bf16* p) { return (vf)(__builtin_convertvector((vh)(*(const vh_unaligned*)p), vu) << 16); }
+INLINE void store(float* p, vf a) { *(vf_unaligned*)p = a; }
+INLINE void store(bf16* p, vf a) {  // to nearest, ties to even; NaN stays NaN
+    vu u = (vu)a;
+    vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    vu nan = (vu)(a != a);
+    rounded = (nan & ((u >> 16) | 0x40)) | (~nan & rounded);
+    *(vh_unaligned*)p = __builtin_convertvector(rounded, vh);
+}
+
+INLINE float load1(const float* p) { return *p; }
+INLINE float load1(const bf16* p) {
+    uint32_t u = (uint32_t)p->bits << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+INLINE void store1(float* p, float a) { *p = a; }
+INLINE void store1(bf16* p, float a) {
+    uint32_t u;
+    memcpy(&u, &a, 4);
+    p->bits = a != a ? (uint16_t)((u >> 16) | 0x40) : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// The first n (1 .. VL) elements; the rest are zero, or are not written.
+template <class T>
+INLINE vf load_n(const T* p, int n) {
+    if (n >= VL) return load(p);
+    vf a = {};
+    for (int i = 0; i < n; i++) a[i] = load1(p + i);
+    return a;
+}
+template <class T>
+INLINE void store_n(T* p, vf a, int n) {
+    if (n >= VL) return store(p, a);
+    for (int i = 0; i < n; i++) store1(p + i, a[i]);
+}
+
+// As torch: NaN goes through.
+INLINE vf vmax0(vf a) { return (a < (vf){}) ? (vf){} : a; }
+INLINE vf vmin(vf a, float top) {
+    vf t = broadcast(top);
+    return (a > t) ? t : a;
+}
+INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+INLINE float sum(vf a) {
+    float s = 0;
+    for (int i = 0; i < VL; i++) s += a[i];
+    return s;
+}
