@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the compiled kernels where a C++ compiler is found; without one the install succeeds and plain torch answers.
 
-One shared library for each instruction set, all from the same sources (``ops/*/cpu.cpp``); the one that fits the
-machine is chosen when it is loaded (``starshift/ops/_native.py``). They know neither Python nor torch.
+One shared library for each instruction set, all from the same sources (``ops/*/cpu.cpp``, and what measures the
+machine's ceiling); the one that fits the machine is chosen when it is loaded (``starshift/ops/_native.py``). They know
+neither Python nor torch.
 """
 
+import os
 import platform
 import sys
+from copy import copy
 from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = sorted(glob("src/starshift/ops/*/cpu.cpp"))
-HEADERS = sorted(glob("src/starshift/ops/native/*.h"))
+SOURCES = [*sorted(glob("src/starshift/ops/*/cpu.cpp")), "src/starshift/bench/ceiling.cpp"]
+HEADERS = sorted(glob("src/starshift/ops/*/*.h"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTION_SETS = {
     "generic": [],
@@ -39,16 +42,34 @@ FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibi
 
 
 class BuildKernels(build_ext):
+    def finalize_options(self) -> None:
+        """As many libraries at a time as there are cores."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Each library's object files in a folder of their own: they have the same names."""
+        own = copy(self)
+        own.build_temp = os.path.join(self.build_temp, ext.name)
+        super(BuildKernels, own).build_extension(ext)
+
     def get_ext_filename(self, fullname: str) -> str:
         """No Python version in the name: the libraries have a C interface and serve every version."""
         return f"{fullname.replace('.', '/')}.so"
 
 
 class Wheel(bdist_wheel):
+    def run(self) -> None:
+        """Where no kernel could be built, make the wheel of a package that has none."""
+        self.run_command("build")
+        if not any(os.path.exists(path) for path in self.get_finalized_command("build_ext").get_outputs()):
+            self.distribution.ext_modules = []
+            self.root_is_pure = True
+        super().run()
+
     def get_tag(self) -> tuple[str, str, str]:
         """Any Python 3; the platform only where kernels were built."""
-        platform_tag = super().get_tag()[2]
-        return "py3", "none", platform_tag
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(

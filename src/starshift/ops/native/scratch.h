@@ -18,7 +18,10 @@ class Scratch {
         Kept* oldest_free = nullptr;
         for (Kept& k : kept().blocks)
             if (!k.used) {
-                if (k.bytes >= bytes && k.bytes / 4 <= bytes) return take(k);
+                if (k.bytes >= bytes && k.bytes / 4 <= bytes) {
+                    take(k);
+                    return;
+                }
                 oldest_free = &k;
             }
         if (!oldest_free) std::abort();  // more than COUNT at a time: a mistake of ours

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine can give at most, measured: multiply-adds on registers, and bytes copied."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from starshift.ops import _native
+
+ROUNDS = 7  # the best counts: a ceiling is what was reached once
+OPERATIONS = 200_000_000  # of a round and thread
+FLOATS = 1 << 25  # 128 MiB: past every cache
+SGEMM = 1024  # side of the matrices, where there are no compiled kernels
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Float32 operations (a multiply-add is two) and bytes (read and written) a second, in 1e9."""
+
+    gflops: float
+    gbs: float
+
+
+@cache
+def ceiling(threads: int) -> Ceiling:
+    """Measure this machine on this many threads, once a process.
+
+    Arithmetic is that of the instruction set the kernels run on; without compiled kernels a matrix product stands in
+    for it, which reaches less.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return Ceiling(_arithmetic(threads) / 1e9, _copying() / 1e9)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _arithmetic(threads: int) -> float:
+    if _native.available():
+        peak = _native.function("starshift_peak_flops", "pii")
+        out = torch.zeros(threads)
+        return threads * OPERATIONS / _best(lambda: peak(out, OPERATIONS, threads))
+    a, b = torch.randn(SGEMM, SGEMM), torch.randn(SGEMM, SGEMM)
+    return 2 * SGEMM**3 / _best(lambda: a @ b)
+
+
+def _copying() -> float:
+    x = torch.zeros(FLOATS)
+    y = torch.zeros(FLOATS)
+    return 2 * 4 * FLOATS / _best(lambda: y.copy_(x))
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of :data:`ROUNDS`."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
