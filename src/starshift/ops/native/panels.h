@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix products between matrices in panels, the form in which all operands stay in cache and load without a stride.
+//
+// A panel matrix of R rows and C columns is [ceil(C / 16)][R][16] floats: sixteen columns at a time, row after row. The
+// columns of the last panel that do not exist are zero. Every address inside a product is then a constant away from a
+// pointer that moves by one line of 64 bytes.
+#pragma once
+#include "scratch.h"
+#include "simd.h"
+
+constexpr int PANEL = 16;
+constexpr int VECTORS = PANEL / VL;  // in a line of a panel
+constexpr int ROW_MULTIPLE = 12;     // rows of a left operand are rounded up to this (the tiles read, and discard, them)
+
+INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
+INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// One term of a sum of products: rows of a times the matrix b (k rows, 16 columns of it).
+struct Term {
+    const float* a;    // the first row of the tile, in the first panel
+    int64_t a_stride;  // floats from panel to panel of a
+    const float* b;    // [k][16]
+    int64_t k;
+};
+
+// c[R][16 P] (+)= sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
+template <int R, int P, int V>
+INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool add, int64_t b_stride) {
+    vf sums[R][P * V];
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < V; v++)
+                sums[r][p * V + v] = add ? load(c + p * c_stride + r * PANEL + v * VL) : (vf){};
+    for (int t = 0; t < count; t++) {
+        const float* b = terms[t].b;
+        for (int64_t k0 = 0; k0 < terms[t].k; k0 += PANEL) {
+            const float* a = terms[t].a + k0 / PANEL * terms[t].a_stride;
+            int64_t lines = least(PANEL, terms[t].k - k0);
+#pragma GCC unroll 4
+            for (int64_t k = 0; k < lines; k++, a++, b += PANEL) {
+                vf row[P * V];
+                for (int p = 0; p < P; p++)
+                    for (int v = 0; v < V; v++) row[p * V + v] = load(b + p * b_stride + v * VL);
+                for (int r = 0; r < R; r++) {
+                    vf factor = broadcast(a[r * PANEL]);
+                    for (int v = 0; v < P * V; v++) sums[r][v] += factor * row[v];
+                }
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < V; v++) store(c + p * c_stride + r * PANEL + v * VL, sums[r][p * V + v]);
+}
+
+template <int R, int P, int V>
+inline __attribute__((noinline)) void tiles(const Term* terms, int count, float* c, int64_t c_stride, bool add,
+                                            int64_t b_stride, int64_t rows) {
+    Term moved[2];
+    for (int t = 0; t < count; t++) moved[t] = terms[t];
+    for (int64_t r = 0; r < rows; r += R) {
+        tile<R, P, V>(moved, count, c + r * PANEL, c_stride, add, b_stride);
+        for (int t = 0; t < count; t++) moved[t].a += R * PANEL;
+    }
+}
+
+// c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. rows is a multiple of ROW_MULTIPLE.
+// Each b is a panel matrix of its term's k rows; c's panels are c_stride floats apart.
+inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
+                    int64_t c_stride, bool add) {
+    for (int64_t p = first; p < last;) {
+        Term at[2];
+        for (int t = 0; t < count; t++) {
+            at[t] = terms[t];
+            at[t].b += p * terms[t].k * PANEL;
+        }
+        float* to = c + p * c_stride;
+        int64_t left = columns - p * PANEL;
+        if constexpr (VL == 16) {
+            if (p + 1 < last && (count == 1 || terms[0].k == terms[1].k)) {
+                tiles<12, 2, 1>(at, count, to, c_stride, add, terms[0].k * PANEL, rows);
+                p += 2;
+                continue;
+            }
+            tiles<12, 1, 1>(at, count, to, c_stride, add, 0, rows);
+        } else if constexpr (VL == 8) {
+            if (left > VL)
+                tiles<6, 1, VECTORS>(at, count, to, c_stride, add, 0, rows);
+            else
+                tiles<12, 1, 1>(at, count, to, c_stride, add, 0, rows);
+        } else {
+            tiles<(REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, add, 0, rows);
+        }
+        p++;
+    }
+}
+
+// c[R][16] += the transpose of R columns of a, times b; both run over `rows` rows of one panel.
+template <int R, int V>
+INLINE void outer_tile(const float* a, const float* b, int64_t rows, float* c) {
+    vf sums[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sums[r][v] = load(c + r * PANEL + v * VL);
+#pragma GCC unroll 4
+    for (int64_t m = 0; m < rows; m++, a += PANEL, b += PANEL) {
+        vf line[V];
+        for (int v = 0; v < V; v++) line[v] = load(b + v * VL);
+        for (int r = 0; r < R; r++) {
+            vf factor = broadcast(a[r]);
+            for (int v = 0; v < V; v++) sums[r][v] += factor * line[v];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store(c + r * PANEL + v * VL, sums[r][v]);
+}
+
+// c[16][16] += transpose(a[rows][16]) b[rows][16], of which `columns` (1 .. 16) columns of b are wanted.
+inline __attribute__((noinline)) void outer(const float* a, const float* b, int64_t rows, int64_t columns, float* c) {
+    if constexpr (VL == 16) {
+        outer_tile<16, 1>(a, b, rows, c);
+    } else if constexpr (VL == 8) {
+        if (columns > VL) {
+            outer_tile<6, 2>(a, b, rows, c);
+            outer_tile<5, 2>(a + 6, b, rows, c + 6 * PANEL);
+            outer_tile<5, 2>(a + 11, b, rows, c + 11 * PANEL);
+        } else {
+            outer_tile<8, 1>(a, b, rows, c);
+            outer_tile<8, 1>(a + 8, b, rows, c + 8 * PANEL);
+        }
+    } else if constexpr (REGISTERS == 32) {
+        outer_tile<6, 4>(a, b, rows, c);
+        outer_tile<5, 4>(a + 6, b, rows, c + 6 * PANEL);
+        outer_tile<5, 4>(a + 11, b, rows, c + 11 * PANEL);
+    } else {
+        for (int r = 0; r < PANEL; r += 2) outer_tile<2, 4>(a + r, b, rows, c + r * PANEL);
+    }
+}
+
+// A row-major matrix w (rows x columns) as a panel matrix; or its transpose (columns x rows) as one.
+inline void pack(const float* w, int64_t rows, int64_t columns, float* to) {
+    for (int64_t p = 0; p < panels(columns); p++) {
+        int64_t n = least(PANEL, columns - p * PANEL);
+        for (int64_t r = 0; r < rows; r++, to += PANEL)
+            for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[r * columns + p * PANEL + i] : 0;
+    }
+}
+inline void pack_transposed(const float* w, int64_t rows, int64_t columns, float* to) {
+    for (int64_t p = 0; p < panels(rows); p++) {
+        int64_t n = least(PANEL, rows - p * PANEL);
+        for (int64_t c = 0; c < columns; c++, to += PANEL)
+            for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[(p * PANEL + i) * columns + c] : 0;
+    }
+}
+// Back: the panel matrix as row-major (rows x columns), or its transpose as row-major (columns x rows).
+inline void unpack(const float* from, int64_t rows, int64_t columns, float* w) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) w[r * columns + c] = from[(c / PANEL * rows + r) * PANEL + c % PANEL];
+}
+inline void unpack_transposed(const float* from, int64_t rows, int64_t columns, float* w) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) w[c * rows + r] = from[(c / PANEL * rows + r) * PANEL + c % PANEL];
+}
