@@ -18,6 +18,8 @@ def test_facts_are_those_of_this_installation() -> None:
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["threads"]["torch"] == torch.get_num_threads()
     assert facts["kernels"] == kernel_status()
+    compiled = facts["compiled kernels"]
+    assert compiled.get("threads") == torch.get_num_threads() or "plain PyTorch" in compiled["none"]
     assert facts["formats"]["onnx"] == "available"
     assert "onnxruntime" in facts["optional"] and "pytest" not in facts["optional"]
     assert json.loads(json.dumps(facts)) == facts

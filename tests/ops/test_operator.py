@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from starshift.ops import kernel_status, use_kernel
+from starshift.ops import kernel_status, kernels_switched, use_kernel
 from starshift.ops._operator import OPERATORS, Operator
 
 
@@ -31,6 +33,27 @@ def test_forcing_a_kernel(doubled) -> None:
         assert doubled(torch.ones(1, dtype=torch.float64)).item() == 2
     with use_kernel("exact"), pytest.raises(RuntimeError, match="no kernel 'exact'"):
         doubled(torch.ones(1, dtype=torch.float64))
+
+
+def test_kernels_switched_off_for_the_process(doubled) -> None:
+    def elsewhere() -> float:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(lambda: doubled(torch.full((1,), 3.0)).item()).result()
+
+    with use_kernel("wrong"):
+        assert elsewhere() == 6, "use_kernel is for the code inside its block, not for other threads"
+    reference, doubled.reference = doubled.reference, lambda x: x * 7
+    try:
+        with kernels_switched(False):
+            assert doubled(torch.ones(1)).item() == elsewhere() / 3 == 7
+            with use_kernel("wrong"):
+                assert doubled(torch.ones(1)).item() == 5
+            assert kernel_status()["test_double"]["cpu"] == "reference (kernels are switched off)"
+            with kernels_switched(True):
+                assert doubled(torch.ones(1)).item() == 2
+        assert doubled(torch.ones(1)).item() == 2
+    finally:
+        doubled.reference = reference
 
 
 def test_status_names_the_active_kernel(doubled) -> None:

@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from starshift.cli.main import app
+from starshift.ops import _native, kernel_status
 
 QUICK = ["--model=shiftresnet20", "--epochs=1", "--batch-size=8", "--set", "model_args.expansion=1", "--workers=0"]
 
@@ -43,6 +44,19 @@ def test_options_reach_the_config(tiny_data: Path, tmp_path: Path) -> None:
     }
     assert {name: config[name] for name in given} == given
     assert config["model_args"] == {"expansion": 1}
+
+
+def test_kernels_are_named_and_can_be_turned_off(tiny_data: Path, tmp_path: Path) -> None:
+    ran = []
+    for option in ([], ["--no-kernels"]):
+        run = tmp_path / f"run{len(option)}"
+        result = CliRunner().invoke(app, ["train", str(tiny_data), *QUICK, *option, "--out", str(run)])
+        assert result.exit_code == 0, result.output
+        ran += [line for line in result.stdout.splitlines() if line.startswith("kernels ")]
+        assert yaml.safe_load((run / "config.yaml").read_text())["kernels"] == (not option)
+    expected = _native.instruction_set() or f"none, plain PyTorch: {_native.why_not()}"
+    assert ran[0].startswith(f"kernels {expected}") and ran[1] == "kernels none, as asked: plain PyTorch"
+    assert "switched off" not in kernel_status()["shift2d"]["cpu"], "only for the run"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +89,7 @@ def test_nothing_but_its_own_words(tiny_data: Path, tmp_path: Path) -> None:
     result = starshift("train", str(tiny_data), *QUICK, f"--out={tmp_path / 'run'}")
     assert result.returncode == 0 and result.stderr == ""
     words = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
-    assert words == ["model", "data", "how", "run", "epoch", "writing", "best"]
+    assert words == ["model", "data", "how", "kernels", "run", "epoch", "writing", "best"]
 
 
 def test_two_processes_share_the_images_and_write_one_run(tiny_data: Path, tmp_path: Path) -> None:

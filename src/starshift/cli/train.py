@@ -55,6 +55,9 @@ def command(
     workers: Annotated[
         int | None, typer.Option("--workers", "-j", help="Processes that decode images; default: chosen.")
     ] = None,
+    kernels: Annotated[
+        bool | None, typer.Option("--kernels/--no-kernels", help="Our kernels (default), or plain PyTorch alone.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Of the split, the order and all else that is random.")
     ] = None,
@@ -80,6 +83,7 @@ def command(
         "precision": precision,
         "devices": devices,
         "workers": workers,
+        "kernels": kernels,
         "seed": seed,
     }
     chosen = {name: value for name, value in options.items() if value is not None}

@@ -19,8 +19,9 @@ def info() -> dict[str, dict[str, Any]]:
     """Facts about this installation, as plain values for JSON.
 
     Returns:
-        ``versions`` {package: version}, ``devices`` {device: what it is}, ``threads``, ``kernels`` {operator: {device:
-        active kernel, or why there is none}}, ``optional`` {package: version or how to install it}, ``formats``
+        ``versions`` {package: version}, ``devices`` {device: what it is}, ``threads``, ``compiled kernels`` (their
+        instruction set and threads, or why there are none), ``kernels`` {operator: {device: active kernel, or why there
+        is none}}, ``optional`` {package: version or how to install it}, ``formats``
         {export format: "available" or why not}.
     """
     from starshift.deploy import targets
@@ -30,6 +31,7 @@ def info() -> dict[str, dict[str, Any]]:
         "versions": _versions(),
         "devices": _devices(),
         "threads": _threads(),
+        "compiled kernels": _compiled(),
         "kernels": dict(kernel_status()),
         "optional": _optional(),
         "formats": {name: target.missing() or "available" for name, target in targets().items()},
@@ -74,6 +76,14 @@ def _threads() -> dict[str, Any]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _compiled() -> dict[str, Any]:
+    from starshift.ops import _native
+
+    if not _native.available():
+        return {"none": f"{_native.why_not()}; until then plain PyTorch runs in their place"}
+    return {"instruction set": _native.instruction_set(), "threads": _native.threads()}
 
 
 def _optional() -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from starshift.ops._operator import OPERATORS, kernel_status, use_kernel
+from starshift.ops._operator import OPERATORS, kernel_status, kernels_switched, use_kernel
 from starshift.ops.depthwise import depthwise_conv2d
 from starshift.ops.shift import (
     Offsets,
@@ -31,6 +31,7 @@ __all__ = [
     "grouped_offsets",
     "interleaved_offsets",
     "kernel_status",
+    "kernels_switched",
     "offsets_permutation",
     "shift2d",
     "shift_conv2d",

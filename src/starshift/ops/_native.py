@@ -89,7 +89,8 @@ class Source:
     """A tensor as a kernel reads it: ``sample_scale[n] * (scale[c] * tensor + other_scale[c] * other + shift[c])``.
 
     Batch norm (scale and shift) and its gradient (with the other tensor) need no pass of their own this way. Outside
-    the image it is zero. ``tensor`` and ``other`` are of one dtype, channels last; the rest is float32; None leaves out.
+    the image it is zero. ``tensor`` and ``other`` are of one dtype, channels last; the rest is float32; None leaves
+    out.
     """
 
     tensor: Tensor

@@ -3,7 +3,8 @@
 
 The reference (plain torch) is the operator's default kernel and its meaning. A kernel for one device is added with
 :meth:`Operator.add_kernel`; where it does not support the arguments, the reference answers. PyTorch's dispatcher
-chooses by device; the only way to force a kernel is the context manager :func:`use_kernel`.
+chooses by device; the only way to force a kernel is the context manager :func:`use_kernel`. ``starshift train
+--no-kernels`` turns all of them off for its process.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starshift.ops import _native
+
 NAMESPACE = "starshift"
 REFERENCE = "reference"
+NATIVE = "native"
+"""The name of every kernel of the compiled library."""
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _forced: ContextVar[str | None] = ContextVar("starshift_forced_kernel", default=None)
+_default: str | None = None  # of the process, where no context forces one
 
 OPERATORS: dict[str, Operator] = {}
 """Every operator by name; filled as the operators' folders are imported."""
@@ -76,7 +82,7 @@ class Operator:
 
     def _dispatcher(self, device: str) -> Callable[..., Any]:
         def dispatch(*args: Any) -> Any:
-            forced = _forced.get()
+            forced = forced_kernel()
             for kernel in self.kernels:
                 if kernel.device == device and forced in (None, kernel.name) and kernel.supports(*args):
                     return kernel.run(*args)
@@ -101,15 +107,41 @@ def use_kernel(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+@contextmanager
+def kernels_switched(on: bool) -> Iterator[None]:
+    """Kernels used or not by the whole process, all its threads, inside the block. What :func:`use_kernel` forces stays
+    forced."""
+    global _default
+    before, _default = _default, None if on else REFERENCE
+    try:
+        yield
+    finally:
+        _default = before
+
+
+def forced_kernel() -> str | None:
+    """The kernel that must run (:func:`use_kernel`; the reference where kernels are switched off); None: the best."""
+    return _forced.get() or _default
+
+
 def kernel_status() -> dict[str, dict[str, str]]:
     """What runs for each operator and device: a kernel's name, or the reference and why it does."""
     status = {}
     for name, operator in OPERATORS.items():
-        row = {device: f"{REFERENCE} (plain PyTorch; no kernel for {device})" for device in ("cpu", "cuda")}
-        for kernel in reversed(operator.kernels):
-            row[kernel.device] = kernel.name
+        row = {device: f"{REFERENCE} ({_why_reference(device)})" for device in ("cpu", "cuda")}
+        for kernel in reversed(operator.kernels if _default is None else ()):
+            of = _native.instruction_set() if kernel.name == NATIVE else None
+            row[kernel.device] = f"{kernel.name} ({of})" if of else kernel.name
         status[name] = row
     return status
+
+
+def _why_reference(device: str) -> str:
+    if _default is not None:
+        return "kernels are switched off"
+    if device == "cpu" and not _native.available():
+        return "no compiled kernels here"
+    return f"no kernel for {device}"
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

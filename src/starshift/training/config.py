@@ -107,6 +107,7 @@ class TrainConfig:
     devices: str = "auto"  # auto (one GPU, or the CPU), cpu, cuda, mps, or a number of GPUs; cpu:2 runs two processes
     workers: int | None = None  # None: chosen by data and machine
     channels_last: bool = True
+    kernels: bool = True  # the library's own; False: plain PyTorch alone
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from starshift.errors import StarshiftError
+from starshift.ops import kernels_switched
 from starshift.training.config import TrainConfig, override, resolve
 from starshift.training.display import Display, quiet_libraries
 from starshift.training.epochs import EpochKeeper, PositionedLoader, end_workers
@@ -23,7 +24,7 @@ from starshift.training.machine import keep_freed_memory, process_rank
 from starshift.training.setup import Setup, set_up
 from starshift.training.task import ClassificationTask, NotFiniteError
 
-RESUMABLE = ("data", "data_dir", "epochs", "devices", "workers")  # what a resumed run may change
+RESUMABLE = ("data", "data_dir", "epochs", "devices", "workers", "kernels")  # what a resumed run may change
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 RUN_VARIABLE = "STARSHIFT_RUN"  # tells the processes of one distributed run their folder
 
@@ -46,7 +47,8 @@ def train(
         model: a name of ``list_models()``, or of timm; default: one that suits the size of the images.
         recipe: a recipe's name or a YAML file; default ``quick``, or ``finetune`` when ``checkpoint`` is given.
         out: the run folder, new or empty; default ``runs/<model>-<data>-<n>``.
-        resume: a run folder to go on with; its settings are kept (``epochs``, ``devices``, ``workers`` may change).
+        resume: a run folder to go on with; its settings are kept (``epochs``, ``devices``, ``workers``,
+            ``kernels`` may change).
         quiet, stream: print nothing, or to another stream.
         settings: anything of :class:`~starshift.training.config.TrainConfig`, e.g. ``epochs=10, lr=0.05``.
 
@@ -69,18 +71,19 @@ def train(
         config = _resumed_config(folder, settings)
         if (folder / "summary.json").is_file() and Run.open(folder).summary["epochs"] >= config.epochs:
             raise StarshiftError(f"{folder} is finished ({config.epochs} epochs); to train on, give more --epochs")
-        setup = set_up(config, display)
     else:
         config = resolve(recipe or ("finetune" if settings.get("checkpoint") else "quick"), settings)
         if not config.data:
             raise StarshiftError("name the data to train on: a folder of images, or 'digits'")
+    with kernels_switched(config.kernels):
         setup = set_up(config, display)
-        folder = _run_folder(out, setup.config)
-    with disk_errors(folder):
-        write_bytes(folder / "config.yaml", setup.config.to_yaml().encode())
-    setup.announce(display)
-    display.say(f"run     {folder}")
-    return _fit(setup, folder, display, resumed=resume is not None)
+        if resume is None:
+            folder = _run_folder(out, setup.config)
+        with disk_errors(folder):
+            write_bytes(folder / "config.yaml", setup.config.to_yaml().encode())
+        setup.announce(display)
+        display.say(f"run     {folder}")
+        return _fit(setup, folder, display, resumed=resume is not None)
 
 
 def _run_folder(out: str | Path | None, config: TrainConfig) -> Path:

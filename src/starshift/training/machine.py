@@ -11,6 +11,7 @@ import sys
 import torch
 
 from starshift.errors import StarshiftError
+from starshift.ops import OPERATORS, _native
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -71,6 +72,19 @@ def device_name(accelerator: str, count: int) -> str:
         threads = torch.get_num_threads()
         name = f"cpu ({threads} thread{'s' if threads > 1 else ''})" if accelerator == "cpu" else accelerator
     return name if count == 1 else f"{count} x {name}"
+
+
+def kernels_name(accelerator: str, wanted: bool) -> str:
+    """Which kernels run on this device, as shown to people: ``avx2, 2 threads``; or why none do."""
+    if not wanted:
+        return "none, as asked: plain PyTorch"
+    if accelerator == "cpu":
+        if not _native.available():
+            return f"none, plain PyTorch: {_native.why_not()}"
+        threads = _native.threads()
+        return f"{_native.instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
+    names = sorted({k.name for operator in OPERATORS.values() for k in operator.kernels if k.device == accelerator})
+    return ", ".join(names) or f"none for {accelerator}: plain PyTorch"
 
 
 def choose_workers(workers: int | None, accelerator: str, count: int, in_memory: bool) -> int:

@@ -15,7 +15,7 @@ from starshift.models import count_macs, create_model, load_model, load_weights,
 from starshift.preprocessing import Preprocessing
 from starshift.training.config import TrainConfig, override
 from starshift.training.display import Display
-from starshift.training.machine import choose_devices, choose_workers, device_name, process_rank
+from starshift.training.machine import choose_devices, choose_workers, device_name, kernels_name, process_rank
 from starshift.training.optim import check_optimizer, learning_rate
 
 SMALL = 64  # pixels: images this wide and high at most are small ones, for which there are models of their own
@@ -76,6 +76,7 @@ class Setup:
         for note in source.notes:
             display.say(f"        {note}")
         display.say(f"how     {recipe}, {config.precision} on {where}")
+        display.say(f"kernels {kernels_name(self.accelerator, config.kernels)}")
 
 
 def set_up(config: TrainConfig, display: Display) -> Setup:
