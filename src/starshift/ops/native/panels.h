@@ -21,13 +21,14 @@ INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 struct Term {
     const float* a;    // the first row of the tile, in the first panel
     int64_t a_stride;  // floats from panel to panel of a
-    const float* b;    // [k][16]
+    const float* b;    // panels of [k][16]
     int64_t k;
+    int64_t b_stride = k * PANEL;  // floats from panel to panel of b
 };
 
 // c[R][16 P] (+)= sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
 template <int R, int P, int V>
-INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool add, int64_t b_stride) {
+INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool add) {
     vf sums[R][P * V];
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
@@ -42,7 +43,7 @@ INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool 
             for (int64_t k = 0; k < lines; k++, a++, b += PANEL) {
                 vf row[P * V];
                 for (int p = 0; p < P; p++)
-                    for (int v = 0; v < V; v++) row[p * V + v] = load(b + p * b_stride + v * VL);
+                    for (int v = 0; v < V; v++) row[p * V + v] = load(b + p * terms[t].b_stride + v * VL);
                 for (int r = 0; r < R; r++) {
                     vf factor = broadcast(a[r * PANEL]);
                     for (int v = 0; v < P * V; v++) sums[r][v] += factor * row[v];
@@ -57,41 +58,41 @@ INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool 
 
 template <int R, int P, int V>
 inline __attribute__((noinline)) void tiles(const Term* terms, int count, float* c, int64_t c_stride, bool add,
-                                            int64_t b_stride, int64_t rows) {
+                                            int64_t rows) {
     Term moved[2];
     for (int t = 0; t < count; t++) moved[t] = terms[t];
     for (int64_t r = 0; r < rows; r += R) {
-        tile<R, P, V>(moved, count, c + r * PANEL, c_stride, add, b_stride);
+        tile<R, P, V>(moved, count, c + r * PANEL, c_stride, add);
         for (int t = 0; t < count; t++) moved[t].a += R * PANEL;
     }
 }
 
 // c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. rows is a multiple of ROW_MULTIPLE.
-// Each b is a panel matrix of its term's k rows; c's panels are c_stride floats apart.
+// c's panels are c_stride floats apart.
 inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
                     int64_t c_stride, bool add) {
     for (int64_t p = first; p < last;) {
         Term at[2];
         for (int t = 0; t < count; t++) {
             at[t] = terms[t];
-            at[t].b += p * terms[t].k * PANEL;
+            at[t].b += p * terms[t].b_stride;
         }
         float* to = c + p * c_stride;
         int64_t left = columns - p * PANEL;
         if constexpr (VL == 16) {
-            if (p + 1 < last && (count == 1 || terms[0].k == terms[1].k)) {
-                tiles<12, 2, 1>(at, count, to, c_stride, add, terms[0].k * PANEL, rows);
+            if (p + 1 < last) {
+                tiles<12, 2, 1>(at, count, to, c_stride, add, rows);
                 p += 2;
                 continue;
             }
-            tiles<12, 1, 1>(at, count, to, c_stride, add, 0, rows);
+            tiles<12, 1, 1>(at, count, to, c_stride, add, rows);
         } else if constexpr (VL == 8) {
             if (left > VL)
-                tiles<6, 1, VECTORS>(at, count, to, c_stride, add, 0, rows);
+                tiles<6, 1, VECTORS>(at, count, to, c_stride, add, rows);
             else
-                tiles<12, 1, 1>(at, count, to, c_stride, add, 0, rows);
+                tiles<12, 1, 1>(at, count, to, c_stride, add, rows);
         } else {
-            tiles<(REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, add, 0, rows);
+            tiles<(REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, add, rows);
         }
         p++;
     }
@@ -102,7 +103,7 @@ template <int R, int V>
 INLINE void outer_tile(const float* a, const float* b, int64_t rows, float* c) {
     vf sums[R][V];
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = load(c + r * PANEL + v * VL);
+        for (int v = 0; v < V; v++) sums[r][v] = (vf){};
 #pragma GCC unroll 4
     for (int64_t m = 0; m < rows; m++, a += PANEL, b += PANEL) {
         vf line[V];
@@ -113,7 +114,10 @@ INLINE void outer_tile(const float* a, const float* b, int64_t rows, float* c) {
         }
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store(c + r * PANEL + v * VL, sums[r][v]);
+        for (int v = 0; v < V; v++) {
+            float* to = c + r * PANEL + v * VL;
+            store(to, load(to) + sums[r][v]);
+        }
 }
 
 // c[16][16] += transpose(a[rows][16]) b[rows][16], of which `columns` (1 .. 16) columns of b are wanted.

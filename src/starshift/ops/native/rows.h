@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Between tensors, whose rows are pixels (channels last), and panels.
+#pragma once
+#include "panels.h"
+
+// A tensor as it is read: scale[c] * x + other_scale[c] * other + shift[c]; null pointers leave a factor or term out.
+template <class T>
+struct Rows {
+    const T* x;
+    const T* other;
+    const float *scale, *other_scale, *shift;
+    int64_t columns;
+
+    bool plain() const { return !other && !scale && !shift; }
+
+    INLINE vf at(int64_t row, int64_t column, int n) const {
+        int64_t i = row * columns + column;
+        vf a = load_n(x + i, n);
+        if (plain()) return a;
+        if (scale) a *= load_n(scale + column, n);
+        if (shift) a += load_n(shift + column, n);
+        if (other) a += load_n(other_scale + column, n) * load_n(other + i, n);
+        return a;
+    }
+};
+
+// Rows first .. first + rows into panels of `space` rows each; the rows behind them up to `space` become zero. With sums
+// (one float a column, panels(columns) * 16 of them), each column's sum is added to it.
+template <class T>
+inline void pack_rows(const Rows<T>& from, int64_t first, int64_t rows, int64_t space, float* to,
+                      float* sums = nullptr) {
+    for (int64_t p = 0; p < panels(from.columns); p++)
+        for (int v = 0; v < VECTORS; v++) {
+            int64_t column = p * PANEL + v * VL;
+            int n = (int)most(0, least(VL, from.columns - column));
+            float* line = to + p * space * PANEL + v * VL;
+            vf total = {};
+            if (n == VL && from.plain()) {
+                const T* x = from.x + first * from.columns + column;
+                for (int64_t r = 0; r < rows; r++, line += PANEL, x += from.columns) {
+                    vf a = load(x);
+                    store(line, a);
+                    total += a;
+                }
+            } else if (n == VL) {
+                for (int64_t r = 0; r < rows; r++, line += PANEL) {
+                    vf a = from.at(first + r, column, VL);
+                    store(line, a);
+                    total += a;
+                }
+            } else {
+                for (int64_t r = 0; r < rows; r++, line += PANEL) {
+                    vf a = n ? from.at(first + r, column, n) : (vf){};
+                    store(line, a);
+                    total += a;
+                }
+            }
+            for (int64_t r = rows; r < space; r++, line += PANEL) store(line, (vf){});
+            if (sums) store(sums + column, load(sums + column) + total);
+        }
+}
+
+// Panels to rows of a tensor. With sums ([2][columns] doubles): adds, for every column, the sums of (a - center) and of
+// (a - center)^2, or with a partner tensor those of a and a * (partner - center).
+template <class T>
+inline void unpack_rows(const float* from, int64_t space, int64_t first, int64_t rows, int64_t columns, T* to,
+                        double* sums = nullptr, const float* center = nullptr, const T* partner = nullptr) {
+    for (int64_t column = 0; column < columns; column += VL) {
+        int n = (int)least(VL, columns - column);
+        const float* line = from + column / PANEL * space * PANEL + column % PANEL;
+        T* at = to + first * columns + column;
+        vf middle = center ? load_n(center + column, n) : (vf){};
+        vf one = {}, two = {};
+        if (!sums) {
+            for (int64_t r = 0; r < rows; r++, line += PANEL, at += columns) store_n(at, load(line), n);
+            continue;
+        }
+        const T* other = partner ? partner + first * columns + column : nullptr;
+        for (int64_t r = 0; r < rows; r++, line += PANEL, at += columns) {
+            vf a = load(line);
+            store_n(at, a, n);
+            if (partner) {
+                one += a;
+                two += a * (load_n(other, n) - middle);
+                other += columns;
+            } else {
+                vf away = a - middle;
+                one += away;
+                two += away * away;
+            }
+        }
+        for (int i = 0; i < n; i++) {
+            sums[column + i] += one[i];
+            sums[columns + column + i] += two[i];
+        }
+    }
+}
