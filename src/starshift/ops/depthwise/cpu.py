@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled depthwise convolution: the two operators, and the functions that fused layers build on. x_NCHW.
+
+Tensors are channels last and all of one dtype, float32 or bfloat16. A :class:`Source` lets what stands before the
+convolution be computed as it reads; ``residual``, ``sample_scale`` and the sums do the same for what stands after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from starshift.ops import _native
+from starshift.ops._native import Source
+from starshift.ops.depthwise import _depthwise_conv2d, _depthwise_conv2d_backward
+
+LAST = torch.channels_last
+
+
+class Geometry(NamedTuple):
+    """Stride, padding and dilation, each (vertical, horizontal)."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """(Hout, Wout) for an input of (H, W)."""
+        height, width = (
+            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        return height, width
+
+
+def forward(
+    x: Source,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *,
+    residual: Tensor | None = None,
+    sample_scale: Tensor | None = None,
+    center: Tensor | None = None,
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``residual + sample_scale[n] * v`` with ``v = conv(x) + bias``; with ``statistics`` also sums of v over n, h, w.
+
+    Args:
+        x: (N, C, H, W). weight: (C, 1, kh, kw). bias: (C,) or None. residual: like the output, or None.
+        sample_scale: (N,) float32, or None for ones. center: (C,) float32, or None for zeros.
+
+    Returns:
+        The output, and (2, C) float64: the sums of ``v - center`` and of its square.
+    """
+    n, c, h, w = x.tensor.shape
+    out_h, out_w = geometry.output_size((h, w), weight.shape[2:])
+    out = torch.empty((n, c, out_h, out_w), dtype=x.tensor.dtype, memory_format=LAST)
+    sums = torch.empty((2, c), dtype=torch.float64) if statistics else None
+    _forward(
+        _native.DTYPES[out.dtype],
+        _native.threads(),
+        _sizes(x.tensor.shape, out.shape, weight, geometry),
+        *x.arguments(),
+        _float(weight),
+        None if bias is None else _float(bias),
+        out,
+        residual,
+        sample_scale,
+        center,
+        sums,
+    )
+    return out, sums
+
+
+def input_gradient(
+    grad: Source,
+    weight: Tensor,
+    input_size: Sequence[int],
+    geometry: Geometry,
+    *,
+    residual: Tensor | None = None,
+    sample_scale: Tensor | None = None,
+    partner: Tensor | None = None,
+    center: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``gx = residual + sample_scale[n] * (the transposed convolution of grad)``; with ``partner`` also sums of it.
+
+    Args:
+        grad: (N, C, Hout, Wout). input_size: (N, C, H, W). partner: like gx, what batch norm read to give x.
+
+    Returns:
+        gx, and (2, C) float64: the sums of ``gx`` and ``gx * (partner - center)``.
+    """
+    gx = torch.empty(tuple(input_size), dtype=grad.tensor.dtype, memory_format=LAST)
+    sums = None if partner is None else torch.empty((2, weight.shape[0]), dtype=torch.float64)
+    _backward(
+        _native.DTYPES[gx.dtype],
+        _native.threads(),
+        _sizes(gx.shape, grad.tensor.shape, weight, geometry),
+        *grad.arguments(),
+        *_NOTHING,
+        _float(weight),
+        gx,
+        residual,
+        sample_scale,
+        partner,
+        center,
+        sums,
+        None,
+        None,
+    )
+    return gx, sums
+
+
+def weight_gradient(grad: Source, x: Source, weight_shape: Sequence[int], geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Gradients of weight, (C, 1, kh, kw), and bias, (C,), in float32."""
+    gw, gb = torch.empty(tuple(weight_shape)), torch.empty(weight_shape[0])
+    _backward(
+        _native.DTYPES[x.tensor.dtype],
+        _native.threads(),
+        _sizes(x.tensor.shape, grad.tensor.shape, gw, geometry),
+        *grad.arguments(),
+        *x.arguments(),
+        *_NOTHING,
+        None,
+        gw,
+        gb,
+    )
+    return gw, gb
+
+
+def gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (x, weight, bias) in one pass over ``grad``; the last two in float32."""
+    gx, gw, gb = torch.empty_like(x), torch.empty(weight.shape), torch.empty(weight.shape[0])
+    _backward(
+        _native.DTYPES[x.dtype],
+        _native.threads(),
+        _sizes(x.shape, grad.shape, weight, geometry),
+        *Source(grad).arguments(),
+        *Source(x).arguments(),
+        _float(weight),
+        gx,
+        *_NOTHING[:5],
+        gw,
+        gb,
+    )
+    return gx, gw, gb
+
+
+_NOTHING = (None,) * 6
+
+
+def _float(weight: Tensor) -> Tensor:
+    return weight.float().contiguous()
+
+
+def _sizes(x: torch.Size, out: torch.Size, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    stride, padding, dilation = geometry
+    return (*x, out[2], out[3], *weight.shape[2:], *stride, *padding, *dilation)
+
+
+def _is_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=LAST)
+
+
+def _supports(x: Tensor, *others: Tensor | None) -> bool:
+    return (
+        x.dtype in _native.DTYPES
+        and x.is_contiguous() | x.is_contiguous(memory_format=LAST)
+        and all(o is None or o.dtype == x.dtype for o in others)
+    )
+
+
+def _supports_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    geometry = Geometry(stride, padding, dilation)
+    return (
+        _supports(x, weight, bias)
+        and min(x.shape[1:]) > 0
+        and min(*stride, *dilation, *weight.shape) > 0
+        and min(padding) >= 0
+        and min(geometry.output_size(x.shape[2:], weight.shape[2:])) > 0
+    )
+
+
+def _run_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    geometry = Geometry(stride, padding, dilation)
+    out, _ = forward(Source(x.contiguous(memory_format=LAST)), weight, bias, geometry)
+    return out if _is_last(x) else out.contiguous()
+
+
+def _supports_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    return grad.dtype == x.dtype and _supports_forward(x, weight, None, stride, padding, dilation)
+
+
+def _run_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = Geometry(stride, padding, dilation)
+    layout = LAST if _is_last(x) else torch.contiguous_format
+    gx, gw, gb = gradients(grad.contiguous(memory_format=LAST), x.contiguous(memory_format=LAST), weight, geometry)
+    dtype = weight.dtype
+    return gx.contiguous(memory_format=layout), gw.to(dtype).contiguous(memory_format=layout), gb.to(dtype)
+
+
+if _native.available():
+    _SOURCE = "pppppp"
+    _forward = _native.function("starshift_depthwise_forward", "iia" + _SOURCE + "ppppppp")
+    _backward = _native.function("starshift_depthwise_backward", "iia" + 2 * _SOURCE + "ppppppppp")
+    _depthwise_conv2d.add_kernel("native", "cpu", _run_forward, _supports_forward)
+    _depthwise_conv2d_backward.add_kernel("native", "cpu", _run_backward, _supports_backward)
