@@ -41,6 +41,12 @@ OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has n
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", *OPENMP]
 
 
+def is_fresh(built: str, source: str) -> bool:
+    """Newer than the source, the headers beside it, the shared ones and this file with its flags."""
+    headers = [*glob(f"{os.path.dirname(source)}/*.h"), *glob("src/starshift/ops/native/*.h")]
+    return os.path.exists(built) and os.path.getmtime(built) > max(map(os.path.getmtime, [source, *headers, __file__]))
+
+
 class BuildKernels(build_ext):
     def finalize_options(self) -> None:
         """As many libraries at a time as there are cores."""
@@ -48,9 +54,15 @@ class BuildKernels(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extension(self, ext: Extension) -> None:
-        """Each library's object files in a folder of their own: they have the same names."""
-        own = copy(self)
+        """Each library has its object files in a folder of their own, since they have the same names; those newer than
+        their sources are taken as they are."""
+        own, ext = copy(self), copy(ext)
         own.build_temp = os.path.join(self.build_temp, ext.name)
+        objects = dict(zip(ext.sources, self.compiler.object_filenames(ext.sources, 0, own.build_temp), strict=True))
+        fresh = [source for source in ext.sources if not self.force and is_fresh(objects[source], source)]
+        ext.depends = [*ext.depends, *ext.sources]
+        ext.sources = [source for source in ext.sources if source not in fresh]
+        ext.extra_objects = [objects[source] for source in fresh]
         super(BuildKernels, own).build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:

@@ -14,6 +14,10 @@ from starshift.errors import StarshiftError
 
 HELP = "Measure on this machine, beside a peer in the same run."
 PHOTOGRAPHS = ("500x375", "2000x1500")
+RATIO = {"ratio": "ratio", "ratio_low": "lowest", "ratio_high": "highest"}
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of torch and of the kernels, on both sides.")]
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
 
@@ -36,7 +40,7 @@ def loader(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Pairs of timings; medians are shown.")] = 9,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 measures one core.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Images per second of the loaders, beside torchvision's ImageFolder with Pillow."""
@@ -44,10 +48,6 @@ def loader(
 
     from starshift.bench.loader import bench_loader
     from starshift.bench.photographs import make_photographs
-    from starshift.bench.rows import append_row
-
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
 
     options: dict[str, Any] = {
         "size": size,
@@ -58,50 +58,117 @@ def loader(
     }
     rows = []
     if data is not None:
-        rows = bench_loader(data, on_round=say, **options)
+        rows = bench_loader(data, on_round=_say, **options)
     else:
         for text in make or PHOTOGRAPHS:
             width, height = _width_height(text)
             with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
-                say(f"making photographs of {text} pixels")
+                _say(f"making photographs of {text} pixels")
                 make_photographs(Path(folder), max(64, 2 * batch_size), width, height)
                 label = f"made photographs {text}"
-                rows += bench_loader(Path(folder), label=label, on_round=say, **options)
-    if out is not None:
-        for row in rows:
-            append_row(out, row)
-    if as_json:
-        import json
+                rows += bench_loader(Path(folder), label=label, on_round=_say, **options)
+    titles = {
+        "images": "images",
+        "path": "path",
+        "workers": "workers",
+        "ours_images_per_s": "starshift /s",
+        "peer_images_per_s": "torchvision + PIL /s",
+        **RATIO,
+    }
+    _report(rows, titles, out, as_json)
 
-        typer.echo(json.dumps(rows, indent=2))
+
+@app.command()
+def operators(
+    only: Annotated[
+        str,
+        typer.Option("--operators", metavar="NAME,...", help="Which operators; default: all, with all their cases."),
+    ] = "",
+    cases: Annotated[
+        str, typer.Option("--cases", metavar="PATTERN,...", help="Which cases, such as 'starnet-s1-*'.")
+    ] = "",
+    dtypes: Annotated[str, typer.Option("--dtypes", metavar="DTYPE,...", help="Of fp32 and bf16.")] = "fp32,bf16",
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Pairs of timings; medians are shown.")] = 15,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Forward and backward of every operator's kernels, beside plain PyTorch, and the machine's ceilings."""
+    from starshift.bench.operators import bench_operators
+
+    rows = bench_operators(
+        _names(only),
+        _names(cases),
+        dtypes=_names(dtypes),
+        threads=threads,
+        rounds=rounds,
+        on_row=lambda row: _say(f"{row['operator']} {row['case']} {row['dtype']}: {row['ratio']:.2f}"),
+    )
+    titles = {
+        "operator": "operator",
+        "case": "case",
+        "dtype": "dtype",
+        "kernel": "kernel",
+        "ours_ms": "starshift ms",
+        "peer": "peer",
+        "peer_ms": "peer ms",
+        **RATIO,
+        "gflops": "GFLOP/s",
+        "gbs": "GB/s",
+    }
+    _report(rows, titles, out, as_json)
+    if not as_json:
+        first = rows[0]
+        typer.echo(
+            f"ceilings on {first['threads']} thread(s): {first['peak_gflops']} GFLOP/s, {first['peak_gbs']} GB/s"
+        )
+
+
+@app.command()
+def training(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Ours or timm's; default: starnet_s1, s4, shiftresnet20.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Images a step.")] = None,
+    size: Annotated[int | None, typer.Option("--size", min=8, help="Their side in pixels.")] = None,
+    threads: Threads = None,
+    amp: Annotated[str, typer.Option("--amp", help="none, or bf16: autocast on both sides.")] = "none",
+    modes: Annotated[str, typer.Option("--modes", metavar="MODE,...", help="Which peers; default: all.")] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Steps of each side; medians are shown.")] = 7,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    inference: Annotated[bool, typer.Option("--inference", help="One image's answer instead of training.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """A training step of whole networks, beside timm's own and torch.compile, each in a process of its own."""
+    from starshift.bench.training import bench_inference, bench_training
+
+    shared: dict[str, Any] = {"size": size, "threads": threads, "modes": _names(modes), "rounds": rounds, "say": _say}
+    titles = {"model": "model", "batch": "batch", "size": "pixels", "mode": "mode"}
+    if inference:
+        rows = bench_inference(models or (), batch=batch or 1, **shared)
+        titles |= {"latency_ms": "ms", **RATIO, "note": "note"}
     else:
-        _show(rows)
+        rows = bench_training(models or (), batch=batch, amp=amp, device=device, **shared)
+        titles |= {"amp": "amp", "images_per_s": "images/s", **RATIO, "memory_mb": "memory MB"}
+        titles |= {"model_gflops": "GFLOP/s", "peak_gflops": "of", "note": "note"}
+    _report(rows, titles, out, as_json)
 
 
 @app.command()
 def accuracy(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, as 'starshift eval' takes them.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a run and of the files exported from it, with the settings, machine, versions and commit."""
     from starshift.bench.accuracy import bench_accuracy
-    from starshift.bench.rows import append_row
     from starshift.cli._progress import progress_bar
 
     with progress_bar("eval") as advance:
         rows = bench_accuracy(run, data, on_progress=advance)
-    if out is not None:
-        for row in rows:
-            append_row(out, row)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        typer.echo(f"{row['model']} in {row['evaluated']}: top-1 {row['top1']:.2f}% of {row['n']} images")
+    _report(rows, {"model": "model", "evaluated": "evaluated", "top1": "top-1 %", "n": "images"}, out, as_json)
 
 
 def _width_height(text: str) -> tuple[int, int]:
@@ -111,21 +178,33 @@ def _width_height(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _show(rows: list[dict[str, object]]) -> None:
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _report(rows: list[dict[str, Any]], titles: dict[str, str], out: Path | None, as_json: bool) -> None:
+    """Append the rows to ``out``, and print them: the columns that ``titles`` names, or all as JSON."""
+    if out is not None:
+        from starshift.bench.rows import append_row
+
+        for row in rows:
+            append_row(out, row)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(rows, indent=2))
+        return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("images", "path", "workers", "starshift /s", "torchvision + PIL /s", "ratio", "lowest to highest"):
-        table.add_column(title, justify="left" if title in ("images", "path") else "right", no_wrap=True)
+    for name, title in titles.items():
+        text = all(isinstance(row[name], str) for row in rows)
+        table.add_column(title, justify="left" if text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            str(row["images"]),
-            str(row["path"]),
-            str(row["workers"]),
-            str(row["ours_images_per_s"]),
-            str(row["peer_images_per_s"]),
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
-        )
+        table.add_row(*(f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in titles))
     Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starshift.errors import StarshiftError
+
 FOLDER = Path(__file__).parent.parent
 # Best first, by what torch found this machine to have (it looks at the processor and at ATEN_CPU_CAPABILITY).
 CHOICES = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
@@ -57,10 +59,18 @@ def why_not() -> str | None:
 def function(name: str, arguments: str) -> Callable[..., None]:
     """The C function of this name; ``arguments`` has one letter each: ``p`` tensor or None, ``i`` int64, ``f`` float,
     ``a`` sequence of int64.
+
+    Raises:
+        StarshiftError: the library was built from older sources, which had no such function.
     """
     library = _load()[0]
     assert library is not None
-    native = getattr(library, name)
+    native = getattr(library, name, None)
+    if native is None:
+        raise StarshiftError(
+            f"the compiled kernels are older than the code ({name} is missing): build them again with "
+            "'make kernels', or install again"
+        )
     kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "a": ctypes.c_void_p}
     native.argtypes = [kinds[letter] for letter in arguments]
     native.restype = None

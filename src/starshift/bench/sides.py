@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network to be timed, in a process of its own: its memory is then its own too.
+
+The process builds the network, runs a first step (in which compilers compile) and then one more each time it is asked,
+so that sides take turns. Both sides' processes keep freed memory (see :func:`keep_freed_memory`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from starshift.errors import StarshiftError
+
+OURS = "starshift"
+OURS_FOLDED = "starshift, norms folded"
+REFERENCE_SHIFTS = "pad + slices + concat"
+DEPTHWISE = "3x3 depthwise convs"
+RUNTIME = "ONNX Runtime"
+PEERS = ("timm channels last", "timm compile channels last", "timm", "timm compile")
+SHIFT_PEERS = (REFERENCE_SHIFTS, DEPTHWISE)
+ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"shiftresnet20": {"expansion": 6, "num_classes": 10}}
+"""Arguments that a model is measured with, where they are not its defaults."""
+PASSES = 20  # forward passes of one timing of inference
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to build and how to run it: ``mode`` is one of the names above, ``amp`` is ``none`` or ``bf16``."""
+
+    model: str
+    mode: str
+    batch: int
+    size: int
+    threads: int
+    amp: str = "none"
+    device: str = "cpu"
+    inference: bool = False
+
+
+@dataclass
+class Side:
+    """A started process: seconds of its steps so far, and why it left, if it did."""
+
+    spec: Spec
+    times: list[float] = field(default_factory=list)
+    note: str = ""
+    memory_mb: float | None = None
+
+    def start(self) -> None:
+        """Build, and take the first step, which does not count."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self.spec), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive() and not self.note
+
+    def step(self) -> float:
+        """Seconds of one more step; infinite where it failed."""
+        self._pipe.send("step")
+        seconds = self._answer()
+        if seconds is not None:
+            self.times.append(seconds)
+        return float("inf") if seconds is None else seconds
+
+    def end(self) -> None:
+        """Ask for the memory and let the process go."""
+        if self._process.is_alive():
+            self._pipe.send("end")
+            self.memory_mb = self._answer()
+        self._process.join(10)
+        self._process.kill()
+
+    def _answer(self) -> float | None:
+        try:
+            kind, value = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            kind, value = "failed", f"its process ended with code {self._process.exitcode}"
+        if kind == "failed":
+            self.note = f"failed: {value}"
+            return None
+        return float(value)
+
+
+def _serve(pipe: Connection, spec: Spec) -> None:
+    """The other process's whole life."""
+    import torch
+
+    from starshift.training.machine import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(spec.threads)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
+        try:
+            step, before = _inference(spec, Path(folder)) if spec.inference else _training(spec)
+            step()
+            _forget_peak(spec.device)
+            pipe.send(("ready", 0.0))
+            while pipe.recv() == "step":
+                start = time.perf_counter()
+                step()
+                passes = PASSES if spec.inference else 1
+                pipe.send(("seconds", (time.perf_counter() - start) / passes))
+            pipe.send(("memory", _peak_mb(spec.device) - before))
+        except Exception as error:  # told to the other process, which writes it into the row
+            pipe.send(("failed", str(error).splitlines()[0][:200] if str(error) else type(error).__name__))
+
+
+def _training(spec: Spec) -> tuple[Step, float]:
+    """A training step, and the memory (MB) in use before the network was built."""
+    import torch
+    import torch.nn.functional as F
+
+    from starshift.ops import use_kernel
+
+    build = _builder(spec)
+    before = _resident_mb(spec.device)
+    model = build().to(spec.device).train()
+    last = spec.mode not in ("timm", "timm compile")
+    layout = torch.channels_last if last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    run = torch.compile(model) if "compile" in spec.mode else model
+    images = torch.randn(spec.batch, 3, spec.size, spec.size, device=spec.device).contiguous(memory_format=layout)
+    targets = torch.randint(0, 10, (spec.batch,), device=spec.device)
+    forced = spec.mode in SHIFT_PEERS
+
+    def step() -> None:
+        with use_kernel("reference") if forced else nullcontext():
+            with torch.autocast(spec.device, torch.bfloat16, enabled=spec.amp == "bf16"):
+                loss = F.cross_entropy(run(images).float(), targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        if spec.device != "cpu":
+            torch.cuda.synchronize()
+
+    return step, before
+
+
+def _inference(spec: Spec, folder: Path) -> tuple[Step, float]:
+    """:data:`PASSES` forward passes of a network in eval mode, and the memory (MB) in use before it was built."""
+    import torch
+
+    from starshift.layers import fold_batchnorm
+
+    images = torch.randn(spec.batch, 3, spec.size, spec.size)
+    build = _builder(spec)
+    before = _resident_mb(spec.device)
+    if spec.mode == RUNTIME:
+        return _runtime(spec, folder, images.numpy()), before
+    model = build().eval()
+    if spec.mode == OURS_FOLDED:
+        model = fold_batchnorm(model)
+    last = torch.channels_last
+    model, images = model.to(memory_format=last), images.contiguous(memory_format=last)
+
+    def step() -> None:
+        with torch.inference_mode():
+            for _ in range(PASSES):
+                model(images)
+
+    return step, before
+
+
+def _runtime(spec: Spec, folder: Path, images: Any) -> Step:
+    import onnxruntime
+
+    from starshift.deploy import export
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = spec.threads
+    path = export(spec.model, "onnx", folder / "model.onnx", img_size=spec.size)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def step() -> None:
+        for _ in range(PASSES):
+            session.run(None, {name: images})
+
+    return step
+
+
+def _builder(spec: Spec) -> Callable[[], Any]:
+    """Imports all that building needs, so that the memory of the imports is not counted as the network's."""
+    import timm
+
+    import starshift
+    from starshift.models import list_models
+
+    arguments = ARGUMENTS.get(spec.model, {})
+    if spec.mode.startswith("timm"):
+        return lambda: timm.create_model(spec.model, **arguments)
+    if spec.mode == DEPTHWISE:
+        return lambda: shifts_to_depthwise(starshift.create_model(spec.model, **arguments))
+    if spec.model in list_models():
+        return lambda: starshift.create_model(spec.model, **arguments)
+    accelerate = getattr(starshift, "accelerate", None)
+    if accelerate is None:
+        raise StarshiftError(f"{spec.model} is timm's, and this version has no starshift.accelerate")
+
+    def accelerated() -> Any:
+        model = timm.create_model(spec.model, **arguments)
+        accelerate(model)
+        return model
+
+    return accelerated
+
+
+def shifts_to_depthwise(model: Any) -> Any:
+    """The same network with a 3x3 depthwise convolution in each shift's place; it takes the stride, where there is
+    one. In place."""
+    from torch import nn
+
+    from starshift.layers import Shift2d, ShiftConv2d
+
+    def depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ShiftConv2d):
+                point = nn.Conv2d(child.in_channels, child.out_channels, 1, bias=child.bias is not None)
+                setattr(parent, name, nn.Sequential(depthwise(child.in_channels, child.stride[0]), point))
+            elif isinstance(child, Shift2d):
+                setattr(parent, name, depthwise(sum(n for n, _, _ in child.offsets)))
+    return model
+
+
+def _status_mb(field: str) -> float:
+    """A field of Linux's account of this process; not a number elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), float("nan"))
+
+
+def _resident_mb(device: str) -> float:
+    return _status_mb("VmRSS") if device == "cpu" else 0.0
+
+
+def _forget_peak(device: str) -> None:
+    """What compilers needed in the first step is not what a step needs."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb(device: str) -> float:
+    if device == "cpu":
+        return _status_mb("VmHWM")
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20
