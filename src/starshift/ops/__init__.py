@@ -12,6 +12,7 @@ from importlib import import_module
 
 from starshift.ops._operator import OPERATORS, kernel_status, kernels_switched, use_kernel
 from starshift.ops.depthwise import depthwise_conv2d
+from starshift.ops.norm import batch_norm_act
 from starshift.ops.shift import (
     Offsets,
     grouped_offsets,
@@ -27,6 +28,7 @@ __all__ = [
     "OPERATORS",
     "PLACEMENTS",
     "Offsets",
+    "batch_norm_act",
     "depthwise_conv2d",
     "grouped_offsets",
     "interleaved_offsets",
