@@ -60,7 +60,7 @@ class BuildKernels(build_ext):
         own.build_temp = os.path.join(self.build_temp, ext.name)
         objects = dict(zip(ext.sources, self.compiler.object_filenames(ext.sources, 0, own.build_temp), strict=True))
         fresh = [source for source in ext.sources if not self.force and is_fresh(objects[source], source)]
-        ext.depends = [*ext.depends, *ext.sources]
+        ext.depends = [*ext.depends, *ext.sources, __file__]
         ext.sources = [source for source in ext.sources if source not in fresh]
         ext.extra_objects = [objects[source] for source in fresh]
         super(BuildKernels, own).build_extension(ext)

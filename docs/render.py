@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
+NOT_MEASURED = "Not measured.\n"
+Row = dict[str, str]
 README_MODELS = (
     *(f"starnet_{size}" for size in ("s050", "s100", "s150", "s1", "s2", "s3", "s4")),
     *("shiftnet_a", "shiftnet_b", "shiftnet_c"),
@@ -94,18 +96,126 @@ def loader() -> str:
     return table(header, rows)
 
 
+def operators() -> str:
+    """The kernels of each operator beside their peers, the last time that each was measured."""
+    last = latest(read("operators.csv"), "operator", "case", "dtype", "threads", "peer", "cpu", "gpu")
+    if not last:
+        return NOT_MEASURED
+    rows = [
+        (
+            f"`{r['operator']}`",
+            r["case"],
+            r["dtype"],
+            r["threads"],
+            r["kernel"],
+            r["ours_ms"],
+            r["peer"],
+            r["peer_ms"],
+            f"{float(r['ratio']):.2f}",
+            share(r["gflops"], r["peak_gflops"]),
+            share(r["gbs"], r["peak_gbs"]),
+            machine(r),
+            r["commit"],
+        )
+        for r in last
+    ]
+    header = ("operator", "case", "dtype", "threads", "kernel", "ours, ms", "peer", "peer, ms", "ratio")
+    return table((*header, "GFLOP/s, of", "GB/s, of", "machine", "commit"), rows)
+
+
+def training_speed() -> str:
+    """Training steps beside the best of timm's modes, and beside each other form of a ShiftNet."""
+    rows = []
+    for ours, peers in runs("training_speed.csv", "amp"):
+        timms = [peer for peer in peers if peer["mode"].startswith("timm")]
+        eager = next((peer for peer in timms if peer["mode"] == "timm channels last"), None)
+        for peer in [min(timms, key=lambda p: float(p["ratio"]))] if timms else peers:
+            beside = eager or peer
+            memory = (
+                f"{ours['memory_mb']} / {beside['memory_mb']}" if ours["memory_mb"] and beside["memory_mb"] else "-"
+            )
+            rows.append(
+                (
+                    f"`{ours['model']}` {ours['arguments']}".rstrip(),
+                    f"{ours['batch']} of {ours['size']} px",
+                    "bf16 autocast" if ours["amp"] == "bf16" else "fp32",
+                    ours["threads"],
+                    ours["images_per_s"],
+                    peer["mode"],
+                    peer["images_per_s"],
+                    f"{float(peer['ratio']):.2f}",
+                    memory,
+                    share(ours["model_gflops"], ours["peak_gflops"]),
+                    machine(ours),
+                    ours["commit"],
+                )
+            )
+    if not any("cuda" in row[-2] for row in rows):
+        rows.append(
+            ("`starnet_s1`, `starnet_s4`", "256 of 224 px", "bf16 autocast", *"-" * 7, "GPU: not measured", "-")
+        )
+    header = ("model", "step", "precision", "threads", "ours, images/s", "best peer", "peer, images/s", "ratio")
+    return table((*header, "memory, ours / timm's or peer's, MB", "GFLOP/s, of", "machine", "commit"), rows)
+
+
+def inference_speed() -> str:
+    """One image's answer, in turns with each peer."""
+    rows = [
+        (
+            f"`{r['model']}`",
+            f"{r['size']}",
+            r["threads"],
+            r["mode"],
+            r["latency_ms"],
+            f"{float(r['ratio']):.2f}",
+            machine(r),
+            r["commit"],
+        )
+        for ours, peers in runs("inference_speed.csv")
+        for r in (ours, *peers)
+    ]
+    header = ("model", "pixels", "threads", "run by", "ms", "its time / ours", "machine", "commit")
+    return table(header, rows) if rows else NOT_MEASURED
+
+
+def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
+    """Of each kind of measurement the last run: our row, and those of the peers that were timed."""
+    columns = ("model", "arguments", "batch", "size", "threads", "device", "cpu", *also)
+    rows = [row for row in read(name) if row["ratio"]]
+    for ours in latest([row for row in rows if row["mode"] == "starshift"], *columns):
+        same = ("run", *columns)
+        yield ours, [row for row in rows if row is not ours and all(row[c] == ours[c] for c in same)]
+
+
+def latest(rows: list[Row], *columns: str) -> list[Row]:
+    """Of rows that agree in these columns, the last; in the order of the first."""
+    return list({tuple(row.get(column) for column in columns): row for row in rows}.values())
+
+
+def share(value: str, of: str) -> str:
+    return f"{float(value):.0f} of {float(of):.0f}" if value and of else "-"
+
+
+def machine(row: Row) -> str:
+    return f"cuda, {row.get('gpu')}" if row.get("device") == "cuda" else f"{row['cpu']}, {row['cores']} cores"
+
+
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(header)]
     lines += [["---"] * len(lines[0]), *(list(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def read(name: str) -> list[dict[str, str]]:
+def read(name: str) -> list[Row]:
+    if not (ROOT / "results" / name).exists():
+        return []
     with (ROOT / "results" / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-TABLES: dict[str, Callable[[], str]] = {"models": models, "cifar10": cifar10, "loader": loader}
+TABLES: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (models, cifar10, loader, operators, training_speed, inference_speed)
+}
 
 
 def rendered() -> dict[Path, str]:
