@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shift and 1x1 convolution: a matrix product whose left operand is packed from displaced addresses.
+#pragma once
+#include "displaced.h"
+
+template <class T>
+void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* w, const float* bias,
+                  T* out, int64_t threads) {
+    constexpr int64_t BLOCK = 16 * PANEL;  // channels in at a time
+    Table<vi> table(offsets, runs, s.C, 1, false);
+    Scratch packed(s.k() * s.c()), biases(s.k());
+    for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
+        int64_t n = least(BLOCK, s.C - c0);
+        for (int64_t k = 0; k < s.k(); k++)
+            for (int64_t c = 0; c < n; c++)
+                packed[c0 * s.k() + (k / PANEL * n + c) * PANEL + k % PANEL] = k < s.K ? w[k * s.C + c0 + c] : 0;
+    }
+    for (int64_t k = 0; k < s.k(); k++) biases[k] = bias && k < s.K ? bias[k] : 0;
+    parallel(threads, [&](int64_t thread, int64_t of) {
+        Range share_of_rows = share(s.N * s.Ho(), thread, of);
+        int64_t space = s.space(), panel = space * PANEL;
+        Scratch in(space * least(BLOCK, s.c())), result(space * s.k());
+        for (int64_t r = share_of_rows.begin; r < share_of_rows.end; r += s.chunk()) {
+            int64_t last = least(r + s.chunk(), share_of_rows.end);
+            for (int64_t p = 0; p < panels(s.K); p++)
+                for (int v = 0; v < VECTORS; v++)
+                    for (int64_t i = 0; i < panel; i += PANEL)
+                        store(result + p * panel + i + v * VL, load(biases + p * PANEL + v * VL));
+            for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
+                int64_t n = least(BLOCK, s.C - c0);
+                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in, Plain{});
+                Term term{in, panel, packed + c0 * s.k(), n};
+                product(&term, 1, space, 0, panels(s.K), s.K, result, panel, true);
+            }
+            unpack_rows(result, space, r * s.Wo(), (last - r) * s.Wo(), s.K, out);
+        }
+    });
+}
+
+// The weight gradient as one thread gathers it: blocks [C / 16][K / 16] of 16 x 16, then the bias gradient.
+INLINE int64_t gradient_size(const Shape& s) { return s.c() * s.k() + s.k(); }
+
+INLINE void add_weight_gradient(const Shape& s, const float* in, const float* dz, int64_t space, int64_t rows,
+                                int64_t first_panel, int64_t last_panel, float* to) {
+    for (int64_t p = first_panel; p < last_panel; p++)
+        for (int64_t q = 0; q < panels(s.K); q++)
+            outer(in + (p - first_panel) * space * PANEL, dz + q * space * PANEL, rows, least(PANEL, s.K - q * PANEL),
+                  to + (p * panels(s.K) + q) * PANEL * PANEL);
+}
+
+// Adds up what the threads have, in their order, and writes it out row-major.
+inline void finish_weight_gradient(const Shape& s, float* parts, int64_t threads, float* gw, float* gb) {
+    int64_t size = gradient_size(s);
+    for (int64_t t = 1; t < threads; t++)
+        for (int64_t i = 0; i < size; i++) parts[i] += parts[t * size + i];
+    for (int64_t k = 0; k < s.K; k++)
+        for (int64_t c = 0; c < s.C; c++)
+            gw[k * s.C + c] = parts[((c / PANEL * panels(s.K) + k / PANEL) * PANEL + c % PANEL) * PANEL + k % PANEL];
+    for (int64_t k = 0; gb && k < s.K; k++) gb[k] = parts[s.c() * s.k() + k];
+}
+
+template <class T>
+void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T* grad, const T* x, const float* w,
+                   T* gx, float* gw, float* gb, int64_t threads) {
+    constexpr int64_t BLOCK = 8 * PANEL, PIXELS = 2048;  // channels and pixels at a time
+    threads = most(1, least(threads, s.N));
+    Table<vi> table(offsets, runs, s.C, 1, false), back(offsets, runs, s.C, -1, false);
+    int64_t size = gradient_size(s), images = most(1, PIXELS / (s.H * s.W));
+    Scratch packed(s.K * s.c()), parts(threads * size);
+    pack(w, s.K, s.C, packed);
+    parallel(threads, [&](int64_t thread, int64_t of) {
+        Range all = share(s.N, thread, of);
+        float* mine = parts + thread * size;
+        for (int64_t i = 0; i < size; i++) mine[i] = 0;
+        int64_t space = s.space(), Wo = s.Wo();
+        Ring ring(s, table.reach, panels(least(BLOCK, s.c())));
+        Scratch in(space * least(BLOCK, s.c())), dz(space * s.k());
+        Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K};
+        for (int64_t n = all.begin; n < all.end; n += images) {
+            int64_t end = least(n + images, all.end), origin = n * s.Ho();
+            for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
+                int64_t c1 = least(c0 + BLOCK, s.C), p0 = c0 / PANEL, p1 = panels(c1);
+                Range groups{c0 / VL, (c1 + VL - 1) / VL};
+                auto make = [&](int64_t first, int64_t last, float* to) {
+                    int64_t rows = (last - first) * Wo;
+                    pack_rows(grads, (origin + first) * Wo, rows, space, dz, c0 ? nullptr : mine + s.c() * s.k());
+                    pack_displaced(table, s, x, groups, origin + first, origin + last, space, in, Plain{});
+                    add_weight_gradient(s, in, dz, space, rows, p0, p1, mine);
+                    Term term{dz, space * PANEL, packed, s.K};
+                    product(&term, 1, space, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
+                };
+                auto done = [&](int64_t image, int64_t y) {
+                    T* line = gx + (image * s.H + y) * s.W * s.C;
+                    collect_row(back, s, ring, groups, n, image, y, [&](const Group<vi>& group) {
+                        T* at = line + group.channel;
+                        int lanes = (int)group.n;
+                        return [=](int64_t p, vf value) { store_n(at + p * s.C, value, lanes); };
+                    });
+                };
+                through_ring(s, ring, table.reach, n, end, make, done);
+            }
+        }
+    });
+    finish_weight_gradient(s, parts, threads, gw, gb);
+}
