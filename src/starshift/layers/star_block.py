@@ -6,6 +6,7 @@ from __future__ import annotations
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from starshift.layers import fused_star
 from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
@@ -61,6 +62,13 @@ class StarBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """As one operator where kernels and the block's parts allow it, else layer by layer."""
+        if self.mode == "star" and fused_star.why_unfused(self, x) is None:
+            return fused_star.run(self, x, self.act, self.placement)
+        return self.by_layers(x)
+
+    def by_layers(self, x: Tensor) -> Tensor:
+        """Layer by layer; the same numbers."""
         return x + self.drop_path(self.dwconv2(self._mix(self.dwconv(x))))
 
     def _mix(self, x: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StarNet's block through its fused operator: for our StarBlock and for timm's, whose parts have the same names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.ops import _native
+from starshift.ops._operator import autocast_dtype
+from starshift.ops.star_block import Weights, star_block
+
+_KERNELS = _native.available()
+_STORAGE = tuple(_native.DTYPES)
+_PARTS = ("dwconv", "dwconv.conv", "dwconv.bn", "f1", "f1.conv", "f2", "f2.conv", "g", "g.conv", "g.bn")
+_MORE_PARTS = ("dwconv2", "dwconv2.conv", "drop_path")
+
+
+def why_unfused(block: nn.Module, x: Tensor) -> str | None:
+    """Why this block cannot run as one operator on x, in a few words; None when it can.
+
+    The fused operator calls no inner module: a hook on one of them, or a module of another type (folded, parametrised,
+    synchronised between processes), makes the block run layer by layer.
+    """
+    if not _KERNELS or x.device.type != "cpu":
+        return "no kernel"
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return "exported"
+    dtype = autocast_dtype(x) or x.dtype
+    if dtype not in _STORAGE or x.numel() == 0:
+        return f"{dtype}"
+    return why_unfusable(block)
+
+
+def why_unfusable(block: nn.Module) -> str | None:
+    """As :func:`why_unfused`, for any input: what stands in the way inside the block."""
+    try:
+        parts = {name: block.get_submodule(name) for name in (*_PARTS, *_MORE_PARTS)}
+    except AttributeError as error:
+        return str(error)
+    for name, part in parts.items():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"a hook on {name}"
+        if not _known(name, part):
+            return f"{name} is {type(part).__name__}"
+    norms = [parts["dwconv.bn"], parts["g.bn"]]
+    if norms[0].training != norms[1].training or block.training != parts["drop_path"].training:
+        return "parts in different modes"
+    return None
+
+
+def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
+    """The block's forward as one operator; its batch norms' running statistics move as they would."""
+    norm1, norm2, drop = block.dwconv.bn, block.g.bn, block.drop_path
+    training = norm1.training
+    x = x.to(autocast_dtype(x) or x.dtype, memory_format=torch.channels_last)
+    weights = Weights(
+        *(block.dwconv.conv.weight, block.dwconv.conv.bias, norm1.weight, norm1.bias),
+        *(block.f1.conv.weight, block.f1.conv.bias, block.f2.conv.weight, block.f2.conv.bias),
+        *(block.g.conv.weight, block.g.conv.bias, norm2.weight, norm2.bias),
+        *(block.dwconv2.conv.weight, block.dwconv2.conv.bias),
+    )
+    scale = None
+    if isinstance(drop, DropPath) and drop.training and drop.drop_prob > 0:
+        scale = drop(torch.ones(x.shape[0], 1, 1, 1, dtype=x.dtype)).float().view(-1)
+    out, statistics = star_block(
+        x,
+        weights,
+        (norm1.running_mean, norm1.running_var, norm2.running_mean, norm2.running_var),
+        sample_scale=scale,
+        training=training,
+        eps=(norm1.eps, norm2.eps),
+        act=act,
+        placement=placement,
+    )
+    if training:
+        count = x.numel() // x.shape[1]
+        update_running(norm1, statistics[0], statistics[1], count)
+        update_running(norm2, statistics[2], statistics[3], count)
+    return out
+
+
+@torch.no_grad()
+def update_running(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move a batch norm's running statistics as its own forward would; ``var`` is biased, of ``count`` values."""
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+    norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / max(1, count - 1))
+
+
+def _known(name: str, part: nn.Module) -> bool:
+    if name in ("dwconv.conv", "dwconv2.conv"):
+        return type(part) in (nn.Conv2d, DepthwiseConv2d) and _depthwise(part)
+    if name.endswith(".conv"):
+        return type(part) is nn.Conv2d and part.kernel_size == part.stride == (1, 1) and part.groups == 1
+    if name.endswith(".bn"):
+        return type(part) is nn.BatchNorm2d and part.affine and part.running_mean is not None
+    if name == "drop_path":
+        return type(part) in (DropPath, nn.Identity)
+    return True
+
+
+def _depthwise(conv: nn.Module) -> bool:
+    kernel = conv.kernel_size
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and kernel[0] == kernel[1] == 2 * conv.padding[0] + 1  # type: ignore[operator]
+        and conv.padding[0] == conv.padding[1]
+        and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
+    )
