@@ -12,7 +12,7 @@ import torch
 
 from starshift.ops import _native
 
-ROUNDS = 7  # the best counts: a ceiling is what was reached once
+ROUNDS = 20  # the best counts: a ceiling is what was reached once
 OPERATIONS = 200_000_000  # of a round and thread
 FLOATS = 1 << 25  # 128 MiB: past every cache
 SGEMM = 1024  # side of the matrices, where there are no compiled kernels

@@ -125,12 +125,8 @@ PEERS: Mapping[str, tuple[Peer, ...]] = {
 }
 
 
-def _depthwise_operations(x: tuple[int, ...], output: tuple[int, ...], tensors: Mapping[str, Any]) -> int:
-    return 6 * prod(output) * prod(tensors["weight"][2:])
-
-
 def _conv_operations(x: tuple[int, ...], output: tuple[int, ...], tensors: Mapping[str, Any]) -> int:
-    return 6 * prod(output) * x[1]
+    return 6 * prod(output) * prod(tensors["weight"][1:])
 
 
 def _star_mlp_operations(x: tuple[int, ...], output: tuple[int, ...], tensors: Mapping[str, Any]) -> int:
@@ -138,7 +134,8 @@ def _star_mlp_operations(x: tuple[int, ...], output: tuple[int, ...], tensors: M
 
 
 OPERATIONS: Mapping[str, Callable[..., int]] = {
-    "depthwise_conv2d": _depthwise_operations,
+    "conv2d": _conv_operations,
+    "depthwise_conv2d": _conv_operations,
     "shift_conv2d": _conv_operations,
     "star_mlp": _star_mlp_operations,
 }

@@ -98,6 +98,14 @@ class Side:
 
 def _serve(pipe: Connection, spec: Spec) -> None:
     """The other process's whole life."""
+    with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
+        try:
+            _take_steps(pipe, spec, Path(folder))
+        except Exception as error:  # told to the other process, which writes it into the row
+            pipe.send(("failed", str(error).splitlines()[0][:200] if str(error) else type(error).__name__))
+
+
+def _take_steps(pipe: Connection, spec: Spec, folder: Path) -> None:
     import torch
 
     from starshift.training.machine import keep_freed_memory
@@ -105,20 +113,16 @@ def _serve(pipe: Connection, spec: Spec) -> None:
     keep_freed_memory()
     torch.set_num_threads(spec.threads)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
-        try:
-            step, before = _inference(spec, Path(folder)) if spec.inference else _training(spec)
-            step()
-            _forget_peak(spec.device)
-            pipe.send(("ready", 0.0))
-            while pipe.recv() == "step":
-                start = time.perf_counter()
-                step()
-                passes = PASSES if spec.inference else 1
-                pipe.send(("seconds", (time.perf_counter() - start) / passes))
-            pipe.send(("memory", _peak_mb(spec.device) - before))
-        except Exception as error:  # told to the other process, which writes it into the row
-            pipe.send(("failed", str(error).splitlines()[0][:200] if str(error) else type(error).__name__))
+    step, before = _inference(spec, folder) if spec.inference else _training(spec)
+    step()
+    _forget_peak(spec.device)
+    pipe.send(("ready", 0.0))
+    while pipe.recv() == "step":
+        start = time.perf_counter()
+        step()
+        passes = PASSES if spec.inference else 1
+        pipe.send(("seconds", (time.perf_counter() - start) / passes))
+    pipe.send(("memory", _peak_mb(spec.device) - before))
 
 
 def _training(spec: Spec) -> tuple[Step, float]:
