@@ -7,7 +7,6 @@
 // z and the activation's mask are computed again from x. Sums are float32 over a block and double over blocks. The
 // second pass goes from the end to the beginning: what the first read last may still lie in the cache.
 #include <cmath>
-#include <type_traits>
 
 #include "activation.h"
 #include "pixels.h"
@@ -51,17 +50,12 @@ struct Sums {
 // sum += d and square += d * d with d = x - center.
 template <class T>
 void deviations(const T* x, Range values, int64_t width, const float* center, float* sum, float* square) {
-    each_line(values, width, [=](auto lines, int64_t begin, int64_t n) {
+    each_line(values, width, [=](auto whole, int64_t begin, int64_t n) {
         for (int64_t i = 0; i < n; i += VL) {
-            int m = lines.whole || n - i > VL ? VL : (int)(n - i);
-            vf c = load_n(center + i, m), s = load(sum + i), q = load(square + i);
-            for (int l = 0; l < lines.count; l++) {
-                vf d = load_n(x + begin + l * width + i, m) - c;
-                s += d;
-                q += d * d;
-            }
-            store(sum + i, s);
-            store(square + i, q);
+            int m = whole.value || n - i > VL ? VL : (int)(n - i);
+            vf d = load_n(x + begin + i, m) - load_n(center + i, m);
+            store(sum + i, load(sum + i) + d);
+            store(square + i, load(square + i) + d * d);
         }
     });
 }
@@ -117,16 +111,13 @@ template <class Act, bool ADDED, class T>
 void forward(const Pixels& p, const T* x, const T* residual, Affine affine, T* out) {
     const int64_t width = p.width;
     backwards(p, [=](Range values) {
-        each_line(values, width, [=](auto lines, int64_t begin, int64_t n) {
+        each_line(values, width, [=](auto whole, int64_t begin, int64_t n) {
             for (int64_t i = 0; i < n; i += VL) {
-                int m = lines.whole || n - i > VL ? VL : (int)(n - i);
+                int m = whole.value || n - i > VL ? VL : (int)(n - i);
                 vf mean = load(affine.mean + i), scale = load(affine.scale + i), bias = load(affine.bias + i);
-                for (int l = 0; l < lines.count; l++) {
-                    int64_t at = begin + l * width + i;
-                    vf z = (load_n(x + at, m) - mean) * scale + bias;
-                    if (ADDED) z += load_n(residual + at, m);
-                    store_n(out + at, Act::forward(z), m);
-                }
+                vf z = (load_n(x + begin + i, m) - mean) * scale + bias;
+                if (ADDED) z += load_n(residual + begin + i, m);
+                store_n(out + begin + i, Act::forward(z), m);
             }
         });
     });
@@ -144,21 +135,15 @@ void reduce(const Pixels& p, const T* grad, const T* x, const T* residual, Affin
         for (int64_t b = mine.begin; b < mine.end; b++) {
             memset(sum, 0, p.width * 4);
             memset(dot, 0, p.width * 4);
-            each_line(p.block(b), width, [=](auto lines, int64_t begin, int64_t n) {
+            each_line(p.block(b), width, [=](auto whole, int64_t begin, int64_t n) {
                 for (int64_t i = 0; i < n; i += VL) {
-                    int m = lines.whole || n - i > VL ? VL : (int)(n - i);
+                    int m = whole.value || n - i > VL ? VL : (int)(n - i);
                     vf mean = load_n(affine.mean + i, m), scale = load(affine.scale + i), bias = load(affine.bias + i);
-                    vf s = load(sum + i), d = load(dot + i);
-                    for (int l = 0; l < lines.count; l++) {
-                        int64_t at = begin + l * width + i;
-                        vf deviation = load_n(x + at, m) - mean, z = deviation * scale + bias;
-                        if (ADDED) z += load_n(residual + at, m);
-                        vf g = Act::backward(load_n(grad + at, m), z);
-                        s += g;
-                        d += g * deviation;
-                    }
-                    store(sum + i, s);
-                    store(dot + i, d);
+                    vf deviation = load_n(x + begin + i, m) - mean, z = deviation * scale + bias;
+                    if (ADDED) z += load_n(residual + begin + i, m);
+                    vf g = Act::backward(load_n(grad + begin + i, m), z);
+                    store(sum + i, load(sum + i) + g);
+                    store(dot + i, load(dot + i) + g * deviation);
                 }
             });
             for (int64_t i = 0; i < p.width; i++) first[i] += sum[i], second[i] += dot[i];
@@ -172,21 +157,18 @@ void distribute(const Pixels& p, const T* grad, const T* x, const T* residual, A
                 const float* offset, bool training, T* x_grad, T* residual_grad) {
     const int64_t width = p.width;
     backwards(p, [=](Range values) {
-        each_line(values, width, [=](auto lines, int64_t begin, int64_t n) {
+        each_line(values, width, [=](auto whole, int64_t begin, int64_t n) {
             for (int64_t i = 0; i < n; i += VL) {
-                int m = lines.whole || n - i > VL ? VL : (int)(n - i);
+                int m = whole.value || n - i > VL ? VL : (int)(n - i);
                 vf mean = load(affine.mean + i), scale = load(affine.scale + i), bias = load(affine.bias + i);
                 vf a = load(slope + i), b = load(offset + i);
-                for (int l = 0; l < lines.count; l++) {
-                    int64_t at = begin + l * width + i;
-                    vf deviation = load_n(x + at, m) - mean, z = deviation * scale + bias;
-                    if (ADDED) z += load_n(residual + at, m);
-                    vf g = Act::backward(load_n(grad + at, m), z);
-                    if (ADDED) store_n(residual_grad + at, g, m);
-                    g *= scale;
-                    if (training) g += deviation * a + b;
-                    store_n(x_grad + at, g, m);
-                }
+                vf deviation = load_n(x + begin + i, m) - mean, z = deviation * scale + bias;
+                if (ADDED) z += load_n(residual + begin + i, m);
+                vf g = Act::backward(load_n(grad + begin + i, m), z);
+                if (ADDED) store_n(residual_grad + begin + i, g, m);
+                g *= scale;
+                if (training) g += deviation * a + b;
+                store_n(x_grad + begin + i, g, m);
             }
         });
     });

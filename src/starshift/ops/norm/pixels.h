@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A channels-last tensor as one long row of values whose channels repeat, walked in whole vectors.
 #pragma once
+#include <type_traits>
+
 #include "scratch.h"
 #include "simd.h"
 
@@ -30,16 +32,11 @@ struct Pixels {
     }
 };
 
-template <int N>
-struct Lines {
-    static constexpr int count = N;
-    static constexpr bool whole = N > 1;
-};
-
-// f(Lines<4>, begin, width) for four whole lines at a time, then f(Lines<1>, begin, n) for each left, the last one cut.
+// f(whole, begin, n) for every line, in the order in which they lie in memory, which is the order that prefetching
+// follows; whole is std::true_type, or std::false_type for a last line that is cut.
 template <class F>
 INLINE void each_line(Range values, int64_t width, const F& f) {
     int64_t i = values.begin;
-    for (; i + 4 * width <= values.end; i += 4 * width) f(Lines<4>{}, i, width);
-    for (; i < values.end; i += width) f(Lines<1>{}, i, values.end - i < width ? values.end - i : width);
+    for (; i + width <= values.end; i += width) f(std::true_type{}, i, width);
+    if (i < values.end) f(std::false_type{}, i, values.end - i);
 }
