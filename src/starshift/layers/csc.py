@@ -13,6 +13,8 @@ from starshift.layers.activation import one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.folding import Foldable, fuse_conv_bn_
 from starshift.layers.shift import Shift2d, ShiftConv2d, make_offsets
+from starshift.ops import _native, batch_norm_act, csc
+from starshift.ops._operator import autocast_dtype
 
 RELU_PLACES = ("branch", "sum")
 
@@ -57,10 +59,51 @@ class CSC(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._fusable(x):
+            return self._fused(x)
         y = self.conv2(F.relu(self.conv1(x)))
         if self.relu == "sum":
             return F.relu(self.drop_path(y) + self.shortcut(x))
         return self.drop_path(F.relu(y)) + self.shortcut(x)
+
+    def _fusable(self, x: Tensor) -> bool:
+        """Whether the operators that hold a whole module do what its parts would: in training, with plain parts on
+        which no hook waits, and where there is a kernel."""
+        if not self.training or x.device.type != "cpu" or (autocast_dtype(x) or x.dtype) not in _native.DTYPES:
+            return False
+        if not _native.available() or torch.compiler.is_exporting() or torch.jit.is_tracing() or x.numel() == 0:
+            return False
+        conv1, conv2 = self.conv1, self.conv2
+        parts: tuple[nn.Module, ...] = (conv1, conv1.conv, conv1.bn, conv2, conv2.conv, conv2.bn)
+        plain = (ConvBN, nn.Conv2d, nn.BatchNorm2d, ConvBN, ShiftConv2d, nn.BatchNorm2d)
+        return all(type(part) is kind and not _hooked(part) for part, kind in zip(parts, plain, strict=True)) and all(
+            norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
+            for norm in (conv1.bn, conv2.bn)
+            if isinstance(norm, nn.BatchNorm2d)
+        )
+
+    def _fused(self, x: Tensor) -> Tensor:
+        conv1, norm1, conv2, norm2 = self.conv1.conv, self.conv1.bn, self.conv2.conv, self.conv2.bn
+        assert isinstance(norm1, nn.BatchNorm2d) and isinstance(norm2, nn.BatchNorm2d)
+        assert isinstance(conv2, ShiftConv2d)
+        z = csc(
+            *(x, conv1.weight, norm1.weight, norm1.bias, conv2.weight, conv2.offsets, conv2.stride[0], norm1.eps),
+            *(norm1.running_mean, norm1.running_var, norm1.momentum or 0.0),
+        )
+        for norm in (norm1, norm2):
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+        short = self.shortcut(x)
+        drops = isinstance(self.drop_path, DropPath)
+        residual = short if self.relu == "sum" and not drops and short.dtype == z.dtype else None
+        y = batch_norm_act(
+            *(z, norm2.weight, norm2.bias, norm2.running_mean, norm2.running_var, True, norm2.momentum or 0.0),
+            *(norm2.eps, "none" if self.relu == "sum" and residual is None else "relu", residual),
+        )
+        if residual is not None:
+            return y
+        y = self.drop_path(y) + short
+        return F.relu(y) if self.relu == "sum" else y
 
 
 class PreActCSC(Foldable, nn.Module):
@@ -143,6 +186,10 @@ def middle_width(channels: int, expansion: float) -> int:
     if width < 1:
         raise StarshiftError(f"expansion={expansion} leaves no channels of {channels}: take a larger one")
     return width
+
+
+def _hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
 def _first_conv(in_channels: int, middle: int, kernel_size: int, dilation: int, offsets: str, sc2: bool) -> nn.Conv2d:

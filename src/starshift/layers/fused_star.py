@@ -16,8 +16,14 @@ from starshift.ops.star_block import Weights, star_block
 
 _KERNELS = _native.available()
 _STORAGE = tuple(_native.DTYPES)
-_PARTS = ("dwconv", "dwconv.conv", "dwconv.bn", "f1", "f1.conv", "f2", "f2.conv", "g", "g.conv", "g.bn")
-_MORE_PARTS = ("dwconv2", "dwconv2.conv", "drop_path")
+_PARTS = {
+    "dwconv": ("conv", "bn"),
+    "f1": ("conv",),
+    "f2": ("conv",),
+    "g": ("conv", "bn"),
+    "dwconv2": ("conv",),
+    "drop_path": (),
+}
 
 
 def why_unfused(block: nn.Module, x: Tensor) -> str | None:
@@ -38,17 +44,20 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
 
 def why_unfusable(block: nn.Module) -> str | None:
     """As :func:`why_unfused`, for any input: what stands in the way inside the block."""
-    try:
-        parts = {name: block.get_submodule(name) for name in (*_PARTS, *_MORE_PARTS)}
-    except AttributeError as error:
-        return str(error)
+    parts: dict[str, Any] = {}
+    for name, inner in _PARTS.items():
+        part = block._modules.get(name)
+        if part is None:
+            return f"no {name}"
+        parts[name] = part
+        for child in inner:
+            parts[f"{name}.{child}"] = part._modules.get(child)
     for name, part in parts.items():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            return f"a hook on {name}"
         if not _known(name, part):
             return f"{name} is {type(part).__name__}"
-    norms = [parts["dwconv.bn"], parts["g.bn"]]
-    if norms[0].training != norms[1].training or block.training != parts["drop_path"].training:
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"a hook on {name}"
+    if parts["dwconv.bn"].training != parts["g.bn"].training or block.training != parts["drop_path"].training:
         return "parts in different modes"
     return None
 
@@ -93,7 +102,7 @@ def update_running(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / max(1, count - 1))
 
 
-def _known(name: str, part: nn.Module) -> bool:
+def _known(name: str, part: Any) -> bool:
     if name in ("dwconv.conv", "dwconv2.conv"):
         return type(part) in (nn.Conv2d, DepthwiseConv2d) and _depthwise(part)
     if name.endswith(".conv"):
@@ -102,14 +111,14 @@ def _known(name: str, part: nn.Module) -> bool:
         return type(part) is nn.BatchNorm2d and part.affine and part.running_mean is not None
     if name == "drop_path":
         return type(part) in (DropPath, nn.Identity)
-    return True
+    return isinstance(part, nn.Module)
 
 
-def _depthwise(conv: nn.Module) -> bool:
+def _depthwise(conv: Any) -> bool:
     kernel = conv.kernel_size
     return (
         conv.groups == conv.in_channels == conv.out_channels
-        and kernel[0] == kernel[1] == 2 * conv.padding[0] + 1  # type: ignore[operator]
+        and kernel[0] == kernel[1] == 2 * conv.padding[0] + 1
         and conv.padding[0] == conv.padding[1]
         and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
     )

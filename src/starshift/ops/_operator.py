@@ -55,6 +55,7 @@ class Operator:
         self.name = name
         self.reference = reference
         self.kernels: list[Kernel] = []
+        self._eager: Any = None
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", reference, lib=_LIBRARY)
@@ -65,13 +66,25 @@ class Operator:
         """Run the operator; while a graph is traced for export, the reference, so that only plain operators appear."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self.reference(*args)
-        return self.overload(*args)
+        if self._eager is None or torch.compiler.is_compiling():
+            return self.overload(*args)
+        return self._eager.apply(*args)
 
     def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``."""
         torch.library.register_autograd(
             f"{NAMESPACE}::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY
         )
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = self.overload(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        # What register_autograd made, without its bookkeeping, which costs more than a small kernel.
+        functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._eager = type(self.name, (torch.autograd.Function,), functions)
 
     def add_kernel(self, name: str, device: str, run: Callable[..., Any], supports: Callable[..., bool]) -> None:
         """Add a kernel for ``device`` (``"cpu"`` or ``"cuda"``); the first added that supports a call runs it."""

@@ -134,6 +134,28 @@ void copy_padded(const float* from, int64_t n, int64_t space, float* to) {
     for (int64_t i = 0; i < space; i++) to[i] = from && i < n ? from[i] : 0;
 }
 
+// This thread's panels of a weight matrix: to[column / 16][row][column % 16] = w[column * by_column + row * by_row], zero
+// for rows from `known` and columns from `columns` on.
+void pack_panels(const float* w, int64_t by_column, int64_t by_row, int64_t rows, int64_t columns, int64_t known,
+                 float* to, int64_t thread, int64_t threads) {
+    Range mine = share(panels(columns), thread, threads);
+    for (int64_t p = mine.begin; p < mine.end; p++) {
+        float* panel = to + p * rows * PANEL;
+        int64_t n = least(PANEL, columns - p * PANEL);
+        const float* from = w + p * PANEL * by_column;
+        for (int64_t i = 0; i < (known < rows || n < PANEL ? rows * PANEL : 0); i++) panel[i] = 0;
+        if (by_column == 1) {
+            for (int64_t r = 0; r < known; r++)
+                for (int64_t i = 0; i < n; i++) panel[r * PANEL + i] = from[r * by_row + i];
+            continue;
+        }
+        for (int64_t r0 = 0; r0 < known; r0 += 64)  // a block of rows that stays in the first cache while it is turned
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t r = r0; r < least(known, r0 + 64); r++)
+                    panel[r * PANEL + i] = from[i * by_column + r * by_row];
+    }
+}
+
 // One panel of a branch: x w + bias.
 INLINE void add_bias(float* panel, int64_t rows, const float* bias) {
     for (int v = 0; v < VECTORS; v++) {
@@ -244,12 +266,11 @@ void forward(const Sizes& s, const Rows<T>& x, const float* w1, const float* b1,
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
     Scratch packed(s.k() * (2 * s.C + s.n()) + 2 * s.k() + s.n()), partial(sums ? threads * 4 * s.N : 0);
     float *p1 = packed, *p2 = p1 + s.k() * s.C, *pg = p2 + s.k() * s.C, *biases = pg + s.k() * s.n();
-    pack_transposed(w1, s.K, s.C, p1);
-    pack_transposed(w2, s.K, s.C, p2);
-    for (int64_t p = 0; p < panels(s.N); p++)  // wg (N x K) transposed, with zero rows up to k
-        for (int64_t k = 0; k < s.k(); k++)
-            for (int64_t i = 0; i < PANEL; i++)
-                pg[(p * s.k() + k) * PANEL + i] = p * PANEL + i < s.N && k < s.K ? wg[(p * PANEL + i) * s.K + k] : 0;
+    parallel(threads, [&](int64_t t, int64_t of) {
+        pack_panels(w1, s.C, 1, s.C, s.K, s.C, p1, t, of);
+        pack_panels(w2, s.C, 1, s.C, s.K, s.C, p2, t, of);
+        pack_panels(wg, s.K, 1, s.k(), s.N, s.K, pg, t, of);
+    });
     copy_padded(b1, s.K, s.k(), biases);
     copy_padded(b2, s.K, s.k(), biases + s.k());
     copy_padded(bg, s.N, s.n(), biases + 2 * s.k());
@@ -274,16 +295,13 @@ void backward(const Sizes& s, const Rows<T>& grad, const Rows<T>& x, const float
     Scratch partial(sums ? threads * 4 * s.C : 0);
     float *p1t = packed, *p2t = p1t + k * s.C, *pg = p2t + k * s.C, *p1 = pg + k * s.N, *p2 = p1 + k * s.c();
     float* biases = p2 + k * s.c();
-    pack_transposed(w1, s.K, s.C, p1t);
-    pack_transposed(w2, s.K, s.C, p2t);
-    pack(wg, s.N, s.K, pg);
-    for (int64_t q = 0; q < panels(s.C); q++)  // w1, w2 (K x C), with zero rows up to k
-        for (int64_t j = 0; j < k; j++)
-            for (int64_t i = 0; i < PANEL; i++) {
-                bool there = j < s.K && q * PANEL + i < s.C;
-                p1[(q * k + j) * PANEL + i] = there ? w1[j * s.C + q * PANEL + i] : 0;
-                p2[(q * k + j) * PANEL + i] = there ? w2[j * s.C + q * PANEL + i] : 0;
-            }
+    parallel(threads, [&](int64_t t, int64_t of) {
+        pack_panels(w1, s.C, 1, s.C, s.K, s.C, p1t, t, of);
+        pack_panels(w2, s.C, 1, s.C, s.K, s.C, p2t, t, of);
+        pack_panels(wg, 1, s.K, s.N, s.K, s.N, pg, t, of);
+        pack_panels(w1, 1, s.C, k, s.C, s.K, p1, t, of);
+        pack_panels(w2, 1, s.C, k, s.C, s.K, p2, t, of);
+    });
     copy_padded(b1, s.K, k, biases);
     copy_padded(b2, s.K, k, biases + k);
     double* parts = sums ? reinterpret_cast<double*>((float*)partial) : nullptr;
@@ -302,19 +320,20 @@ void backward(const Sizes& s, const Rows<T>& grad, const Rows<T>& x, const float
             for (int64_t i = part.begin; i < part.end; i++) totals[i] += totals[other * size + i];
     });
     Sums total(s, totals);
-    for (int64_t j = 0; j < s.K; j++) {
-        for (int64_t c = 0; c < s.C; c++) {
-            int64_t at = (c / PANEL * k + j) * PANEL + c % PANEL;
-            gw1[j * s.C + c] = total.w1[at];
-            gw2[j * s.C + c] = total.w2[at];
+    parallel(threads, [&](int64_t t, int64_t of) {
+        Range part = share(s.K, t, of);
+        for (int64_t j = part.begin; j < part.end; j++) {
+            for (int64_t c = 0; c < s.C; c++) {
+                int64_t at = (c / PANEL * k + j) * PANEL + c % PANEL;
+                gw1[j * s.C + c] = total.w1[at];
+                gw2[j * s.C + c] = total.w2[at];
+            }
+            for (int64_t n = 0; n < s.N; n++) gwg[n * s.K + j] = total.wg[(n / PANEL * k + j) * PANEL + n % PANEL];
+            gb1[j] = total.b1[j];
+            gb2[j] = total.b2[j];
         }
-        gb1[j] = total.b1[j];
-        gb2[j] = total.b2[j];
-    }
-    for (int64_t n = 0; n < s.N; n++) {
-        for (int64_t j = 0; j < s.K; j++) gwg[n * s.K + j] = total.wg[(n / PANEL * k + j) * PANEL + n % PANEL];
-        gbg[n] = total.bg[n];
-    }
+    });
+    for (int64_t n = 0; n < s.N; n++) gbg[n] = total.bg[n];
     if (sums) add_up(parts, threads, 2 * s.C, sums);
 }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing here: the block takes parameters that no random tensor can stand for (variances); tests/ops/test_star_block.py
-has its cases."""
+"""None here: the block takes variances, which no random tensor can stand for. tests/layers/test_fused_star.py has its
+cases; it is timed as a part of whole networks."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,8 +94,8 @@ def star_block_backward(
     return (grad + gx, gwd, gbd, ggamma1, gbeta1, gw1, gb1, gw2, gb2, gwg, gbg, ggamma2, gbeta2, gwe, gbe)
 
 
-def _like(x: Tensor, *weights: Tensor | None) -> list[Tensor]:
-    return [w if w is None else w.to(x.dtype) for w in weights]  # type: ignore[misc]
+def _like(x: Tensor, *weights: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if w is None else w.to(x.dtype) for w in weights)
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
