@@ -94,7 +94,7 @@ def star_block_backward(
     return (grad + gx, gwd, gbd, ggamma1, gbeta1, gw1, gb1, gw2, gb2, gwg, gbg, ggamma2, gbeta2, gwe, gbe)
 
 
-def _like(x: Tensor, *weights: Tensor | None) -> tuple[Any, ...]:
+def _like(x: Tensor, *weights: Tensor | None) -> Any:
     return tuple(None if w is None else w.to(x.dtype) for w in weights)
 
 
