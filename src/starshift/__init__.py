@@ -23,13 +23,17 @@ _HOME = {
     "predict": "infer",
     "export": "deploy",
     "info": "infer",
+    "accelerate": "acceleration",
+    "decelerate": "acceleration",
     "StarshiftError": "errors",
 }
 _ALIASES = {"eval": "evaluate"}
 
 __all__ = [
     "__version__",
+    "accelerate",
     "create_model",
+    "decelerate",
     "eval",
     "evaluate",
     "export",
@@ -41,6 +45,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from starshift.acceleration import accelerate, decelerate
     from starshift.deploy import export
     from starshift.infer.evaluate import evaluate
     from starshift.infer.info import info

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise convolutions by our operator."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+
+from starshift.acceleration._rules import DTYPES, ClassRule, rule
+from starshift.ops import depthwise_conv2d
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """In pixels at each side, (vertical, horizontal), where ``padding`` may be ``"same"`` or ``"valid"``."""
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    assert left == right and top == bottom
+    return top, left
+
+
+class AcceleratedConv2d(nn.Conv2d):
+    """A depthwise ``nn.Conv2d`` that runs :func:`starshift.ops.depthwise_conv2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 4:
+            return super().forward(input)
+        stride, dilation = self.stride, self.dilation
+        return depthwise_conv2d(input, self.weight, self.bias, stride, _padding(self), dilation)  # type: ignore[arg-type]
+
+
+class AcceleratedConv2dSame(Conv2dSame):
+    """A depthwise ``timm.layers.Conv2dSame`` (TensorFlow's padding) that runs our operator."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padded = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
+        return depthwise_conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation)  # type: ignore[arg-type]
+
+
+@rule
+class DepthwiseConvolution(ClassRule):
+    what = "depthwise convolution"
+    classes: ClassVar = {nn.Conv2d: AcceleratedConv2d, Conv2dSame: AcceleratedConv2dSame}
+
+    def fits(self, module: nn.Conv2d) -> bool | str | None:
+        if module.groups == 1:
+            return "not depthwise: 1 group"
+        if not module.groups == module.in_channels == module.out_channels:
+            return "not depthwise: groups != channels"
+        if module.padding_mode != "zeros":
+            return f"padding_mode {module.padding_mode!r}"
+        left, right, top, bottom = module._reversed_padding_repeated_twice
+        if left != right or top != bottom:
+            return "uneven padding"
+        if module.weight.dtype not in DTYPES:
+            return str(module.weight.dtype).removeprefix("torch.")
+        return True

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norm, with the activation that follows it, by our operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torchvision
+from timm.layers import BatchNormAct2d, activations
+from torch import Tensor, nn
+
+from starshift.acceleration._rules import DTYPES, ClassRule, is_watched, rule, runs_kernels
+from starshift.ops import batch_norm_act
+
+# Class of an activation (exactly this one): its name, and whether its options are those that the name stands for.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Any], bool]]] = {
+    nn.Identity: ("none", lambda m: True),
+    nn.ReLU: ("relu", lambda m: True),
+    nn.ReLU6: ("relu6", lambda m: (m.min_val, m.max_val) == (0, 6)),
+    nn.GELU: ("gelu", lambda m: m.approximate == "none"),
+    activations.GELU: ("gelu", lambda m: True),
+    nn.Hardswish: ("hardswish", lambda m: True),
+    activations.HardSwish: ("hardswish", lambda m: True),
+    nn.SiLU: ("silu", lambda m: True),
+    activations.Swish: ("silu", lambda m: True),
+    nn.LeakyReLU: ("leaky_relu", lambda m: m.negative_slope == 0.01),
+}
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """The operators' name of this activation, or None where they have none."""
+    name, fits = _ACTIVATIONS.get(type(module), ("", lambda m: False))
+    return name if fits(module) else None
+
+
+def can_fuse(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the original's."""
+    return runs_kernels(x) and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
+
+
+def normalise(norm: nn.BatchNorm2d, x: Tensor, act: str) -> Tensor:
+    """``act(norm(x))``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them."""
+    momentum = norm.momentum or 0.0
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    mean, var = norm.running_mean, norm.running_var
+    training = norm.training or (mean is None and var is None)
+    if norm.training and not norm.track_running_stats:
+        mean = var = None
+    return batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act)
+
+
+class AcceleratedBatchNorm2d(nn.BatchNorm2d):
+    """An ``nn.BatchNorm2d`` that runs :func:`starshift.ops.batch_norm_act`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return normalise(self, input, "none") if can_fuse(self, input) else super().forward(input)
+
+
+class AcceleratedBatchNormAct2d(BatchNormAct2d):
+    """A ``timm.layers.BatchNormAct2d`` whose norm and activation are one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        act = activation_name(self.act)
+        if act is None or not can_fuse(self, x) or is_watched(self.act) or is_watched(self.drop):
+            return super().forward(x)
+        return normalise(self, x, act)
+
+
+@rule
+class BatchNorm(ClassRule):
+    what = "batch norm with its activation"
+    classes: ClassVar = {nn.BatchNorm2d: AcceleratedBatchNorm2d, BatchNormAct2d: AcceleratedBatchNormAct2d}
+
+    def match(self, module: nn.Module) -> bool | str | None:
+        return (
+            "shares its statistics between processes" if isinstance(module, nn.SyncBatchNorm) else super().match(module)
+        )
+
+    def fits(self, module: nn.BatchNorm2d) -> bool | str | None:
+        if module.weight is not None and module.weight.dtype not in DTYPES:
+            return str(module.weight.dtype).removeprefix("torch.")
+        if isinstance(module, BatchNormAct2d):
+            if type(module.drop) is not nn.Identity:
+                return f"{type(module.drop).__name__} stands between norm and activation"
+            if activation_name(module.act) is None:
+                return f"activation {type(module.act).__name__}"
+        return True
+
+
+class _FusingSequence(nn.Sequential):
+    """Runs a batch norm and the activation right after it as one, unless a hook watches one of the two."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        modules = list(self)
+        while modules:
+            module = modules.pop(0)
+            act = activation_name(modules[0]) if modules else None
+            if (
+                act is not None
+                and isinstance(module, AcceleratedBatchNorm2d)
+                and can_fuse(module, input)
+                and not is_watched(module)
+                and not is_watched(modules[0])
+            ):
+                input = normalise(module, input, act)
+                del modules[0]
+            else:
+                input = module(input)
+        return input
+
+
+class AcceleratedSequential(_FusingSequence):
+    """A plain ``nn.Sequential`` with a batch norm and an activation in it."""
+
+
+class AcceleratedConv2dNormActivation(_FusingSequence, torchvision.ops.Conv2dNormActivation):
+    """torchvision's convolution, norm and activation."""
+
+
+@rule
+class NormThenActivation(ClassRule):
+    what = "norm and activation in a sequence as one"
+    classes: ClassVar = {
+        nn.Sequential: AcceleratedSequential,
+        torchvision.ops.Conv2dNormActivation: AcceleratedConv2dNormActivation,
+    }
+
+    def match(self, module: nn.Module) -> bool | str | None:
+        return super().match(module) if type(module) in self.classes else None
+
+    def fits(self, module: nn.Sequential) -> bool | str | None:
+        norms = (nn.BatchNorm2d, AcceleratedBatchNorm2d)
+        return any(type(a) in norms and activation_name(b) is not None for a, b in pairwise(module)) or None
