@@ -14,7 +14,7 @@ from starshift.layers.conv_bn import ConvBN
 from starshift.layers.folding import Foldable, fuse_conv_bn_
 from starshift.layers.shift import Shift2d, ShiftConv2d, make_offsets
 from starshift.ops import _native, batch_norm_act, csc
-from starshift.ops._operator import autocast_dtype
+from starshift.ops._operator import REFERENCE, autocast_dtype, forced_kernel
 
 RELU_PLACES = ("branch", "sum")
 
@@ -71,7 +71,13 @@ class CSC(nn.Module):
         which no hook waits, and where there is a kernel."""
         if not self.training or x.device.type != "cpu" or (autocast_dtype(x) or x.dtype) not in _native.DTYPES:
             return False
-        if not _native.available() or torch.compiler.is_exporting() or torch.jit.is_tracing() or x.numel() == 0:
+        if (
+            not _native.available()
+            or forced_kernel() == REFERENCE
+            or torch.compiler.is_exporting()
+            or torch.jit.is_tracing()
+            or x.numel() == 0
+        ):
             return False
         conv1, conv2 = self.conv1, self.conv2
         parts: tuple[nn.Module, ...] = (conv1, conv1.conv, conv1.bn, conv2, conv2.conv, conv2.bn)

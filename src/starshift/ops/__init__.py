@@ -11,6 +11,7 @@ import pkgutil
 from importlib import import_module
 
 from starshift.ops._operator import OPERATORS, kernel_status, kernels_switched, use_kernel
+from starshift.ops.csc import csc
 from starshift.ops.depthwise import depthwise_conv2d
 from starshift.ops.norm import batch_norm_act
 from starshift.ops.shift import (
@@ -29,6 +30,7 @@ __all__ = [
     "PLACEMENTS",
     "Offsets",
     "batch_norm_act",
+    "csc",
     "depthwise_conv2d",
     "grouped_offsets",
     "interleaved_offsets",

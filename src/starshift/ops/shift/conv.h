@@ -3,9 +3,10 @@
 #pragma once
 #include "displaced.h"
 
-template <class T>
+// with: as pack_displaced takes it.
+template <class T, class With>
 void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* w, const float* bias,
-                  T* out, int64_t threads) {
+                  T* out, int64_t threads, const With& with) {
     constexpr int64_t BLOCK = 16 * PANEL;  // channels in at a time
     Table<vi> table(offsets, runs, s.C, 1, false);
     Scratch packed(s.k() * s.c()), biases(s.k());
@@ -28,7 +29,7 @@ void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T*
                         store(result + p * panel + i + v * VL, load(biases + p * PANEL + v * VL));
             for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
                 int64_t n = least(BLOCK, s.C - c0);
-                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in, Plain{});
+                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in, with);
                 Term term{in, panel, packed + c0 * s.k(), n};
                 product(&term, 1, space, 0, panels(s.K), s.K, result, panel, true);
             }
@@ -48,14 +49,15 @@ INLINE void add_weight_gradient(const Shape& s, const float* in, const float* dz
                   to + (p * panels(s.K) + q) * PANEL * PANEL);
 }
 
-// Adds up what the threads have, in their order, and writes it out row-major.
-inline void finish_weight_gradient(const Shape& s, float* parts, int64_t threads, float* gw, float* gb) {
+// Adds up what the threads have, in their order, and writes it out row-major: (K, C), or transposed (C, K).
+inline void finish_weight_gradient(const Shape& s, float* parts, int64_t threads, float* gw, float* gb,
+                                   bool transposed = false) {
     int64_t size = gradient_size(s);
     for (int64_t t = 1; t < threads; t++)
         for (int64_t i = 0; i < size; i++) parts[i] += parts[t * size + i];
     for (int64_t k = 0; k < s.K; k++)
         for (int64_t c = 0; c < s.C; c++)
-            gw[k * s.C + c] = parts[((c / PANEL * panels(s.K) + k / PANEL) * PANEL + c % PANEL) * PANEL + k % PANEL];
+            gw[transposed ? c * s.K + k : k * s.C + c] = parts[((c / PANEL * panels(s.K) + k / PANEL) * PANEL + c % PANEL) * PANEL + k % PANEL];
     for (int64_t k = 0; gb && k < s.K; k++) gb[k] = parts[s.c() * s.k() + k];
 }
 

@@ -5,12 +5,13 @@
 
 struct Shape {  // x: N C H W, displaced; result: N K ceil(H / stride) ceil(W / stride)
     int64_t N, C, H, W, K, stride;
+    int64_t pixels = 144;  // wished for in a chunk
     int64_t Ho() const { return (H + stride - 1) / stride; }
     int64_t Wo() const { return (W + stride - 1) / stride; }
     int64_t c() const { return panels(C) * PANEL; }
     int64_t k() const { return panels(K) * PANEL; }
     // Rows of the result in a chunk: so many that a product has work, so few that operands stay in cache.
-    int64_t chunk() const { return most(1, least(N * Ho(), 144 / Wo())); }
+    int64_t chunk() const { return most(1, least(N * Ho(), pixels / Wo())); }
     int64_t space() const { return round_up(chunk() * Wo(), ROW_MULTIPLE); }
 };
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled kernels of the conv-shift-conv operator: channels last, float32 and bfloat16, statistics float32."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from starshift.ops import _native
+from starshift.ops._native import DTYPES
+from starshift.ops.csc import _csc, _csc_backward
+
+LAST = torch.channels_last
+
+
+@cache
+def _functions() -> Any:
+    return (
+        _native.function("starshift_csc_forward", "iiiiiiiipppppaifppppi"),
+        _native.function("starshift_csc_backward", "iiiiiiiipppppppppaifpppppi"),
+    )
+
+
+def _supports(x: Tensor, w1: Tensor, *_: Any) -> bool:
+    return x.dtype in DTYPES and x.numel() > 0 and w1.numel() > 0
+
+
+def _run(
+    x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offsets: list[int], stride: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, _, h, w = x.shape
+    u = torch.empty((n, w1.shape[0], h, w), dtype=x.dtype, memory_format=LAST)
+    z = torch.empty((n, w2.shape[0], -(-h // stride), -(-w // stride)), dtype=x.dtype, memory_format=LAST)
+    mean, var = torch.empty(w1.shape[0]), torch.empty(w1.shape[0])
+    _functions()[0](
+        *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *_small(w1, weight, bias, w2)),
+        *(offsets, len(offsets) // 3, eps, u, mean, var, z, _native.threads()),
+    )
+    first = _layout(x, w1)
+    second = LAST if LAST in (first, suggest_memory_format(w2)) else torch.contiguous_format
+    return z.contiguous(memory_format=second), u.contiguous(memory_format=first), mean, var
+
+
+def _backward_supports(grad: Tensor, x: Tensor, w1: Tensor, *_: Any) -> bool:
+    return grad.dtype == x.dtype and _supports(x, w1)
+
+
+def _run_backward(
+    grad: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    w2: Tensor,
+    u: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    offsets: list[int],
+    stride: int,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    first = _layout(x, w1)
+    second = LAST if LAST in (first, suggest_memory_format(w2)) else torch.contiguous_format
+    grad, x, u = (t.contiguous(memory_format=LAST) for t in (grad, x, u))
+    gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
+    gw1, gw2 = torch.empty(w1.shape, memory_format=first), torch.empty(w2.shape, memory_format=second)
+    gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
+    _functions()[1](
+        *(*_sizes(x, w1, w2, stride), grad, x, *_small(w1, weight, bias, w2), u, mean, var),
+        *(offsets, len(offsets) // 3, eps, gx, gw1, gweight, gbias, gw2, _native.threads()),
+    )
+    return (
+        gx.contiguous(memory_format=first),
+        *(g.to(t.dtype) for g, t in ((gw1, w1), (gweight, weight), (gbias, bias), (gw2, w2))),
+    )
+
+
+def _sizes(x: Tensor, w1: Tensor, w2: Tensor, stride: int) -> tuple[int, ...]:
+    return DTYPES[x.dtype], *x.shape, w1.shape[0], w2.shape[0], stride
+
+
+def _small(*tensors: Tensor) -> list[Tensor]:
+    """Weights as the kernel reads them: float32, row after row."""
+    return [
+        t.detach().flatten(1).float().contiguous() if t.dim() > 1 else t.detach().float().contiguous() for t in tensors
+    ]
+
+
+def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Of a convolution's results: channels last where either operand is."""
+    return LAST if LAST in (suggest_memory_format(x), suggest_memory_format(weight)) else torch.contiguous_format
+
+
+if _native.available():
+    _csc.add_kernel("native", "cpu", _run, _supports)
+    _csc_backward.add_kernel("native", "cpu", _run_backward, _backward_supports)
