@@ -1,78 +1,117 @@
 // SPDX-License-Identifier: Apache-2.0
 // Depthwise convolution, forward and gradients, of channels-last float32 or bfloat16 tensors; README.md has the method.
 //
-// The unit of work is a band of one image for one block of channels: its tile is filled once, then used for all taps.
-#include "correlate.h"
+// The unit of work is a band of rows of one image for a chunk of channels. A chunk is read and written in place where
+// nothing but float32 in whole vectors is asked for; else it is one tile wide.
+#include "passes.h"
 #include "scratch.h"
-#include "weight_gradient.h"
 
 namespace depthwise {
 
-struct Geometry {
-    int64_t samples, channels, height, width, out_height, out_width;
-    int64_t taps_y, taps_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
-
-    int64_t blocks() const { return ceil_div(channels, BLOCK); }
-    int64_t taps() const { return taps_y * taps_x; }
-    // Tile pixels that `outputs` along an axis read.
-    int64_t reach_y(int64_t outputs) const { return (outputs - 1) * stride_y + (taps_y - 1) * dilation_y + 1; }
-    int64_t reach_x(int64_t outputs) const { return (outputs - 1) * stride_x + (taps_x - 1) * dilation_x + 1; }
-};
-
-constexpr int64_t TILE_PIXELS = 3072;  // 192 KiB of float32: stays in the second-level cache beside input and output
+constexpr int64_t CACHED = 48 * 1024;  // floats that a unit may touch, to find them again in the second-level cache
 constexpr int64_t MANY = 4;            // units of work a thread, at least, where an image can be cut
 
-// How an output image is cut into bands, and how the work is counted.
-struct Plan {
-    int64_t bands_y, bands_x, units;
-};
+static int64_t vectors_of(int64_t channels) { return ceil_div(channels, VL); }
 
-static Plan plan(const Geometry& g, int64_t threads, int64_t tile_pixels) {
-    int64_t bands_x = 1, bands_y = 1;
-    const int64_t items = g.samples * g.blocks();
-    while (bands_x * 32 < g.out_width && g.reach_y(8) * g.reach_x(ceil_div(g.out_width, bands_x)) > tile_pixels) bands_x++;
-    const int64_t across = g.reach_x(ceil_div(g.out_width, bands_x));
-    while (bands_y * 8 < g.out_height && g.reach_y(ceil_div(g.out_height, bands_y)) * across > tile_pixels) bands_y++;
-    while (bands_y * 8 < g.out_height && threads > 1 && items * bands_x * bands_y < MANY * threads) bands_y++;
-    return {bands_y, bands_x, items * bands_y * bands_x};
+// The part of 0 .. n for one of `parts` bands, in units of `unit` rows.
+static Span part(int64_t n, int64_t index, int64_t parts, int64_t unit) {
+    const int64_t units = ceil_div(n, unit);
+    return {least(units * index / parts * unit, n), least(units * (index + 1) / parts * unit, n)};
 }
 
 struct Unit {
-    int64_t sample, block, band_y, band_x;
+    int64_t sample, band, c, channels;
+    bool in_place;
 };
 
-static Unit unit(const Geometry& g, const Plan& p, int64_t index) {
-    const int64_t band_x = index % p.bands_x, rest = index / p.bands_x;
-    const int64_t band_y = rest % p.bands_y, item = rest / p.bands_y;
-    return {item / g.blocks(), item % g.blocks(), band_y, band_x};
-}
+// Chunks of channels (in place first, then tiles) and bands of rows.
+struct Plan {
+    int64_t in_place, chunk, chunks, bands, units;
+    int64_t channels;
 
-static int64_t vectors_of(const Geometry& g, int64_t block) {
-    const int64_t left = g.channels - block * BLOCK;
-    return left < BLOCK ? ceil_div(left, VL) : VECTORS;
-}
-
-// Tile pixels along an axis for outputs `at`, as coordinates of the input image.
-static Span reach(Span at, int64_t taps, int64_t stride, int64_t padding, int64_t dilation, int64_t overshoot) {
-    return {at.begin * stride - padding, (at.end - 1 + overshoot) * stride + (taps - 1) * dilation + 1 - padding};
-}
-
-static Box input_box(const Geometry& g, Span y, Span x, int64_t overshoot) {
-    return {reach(y, g.taps_y, g.stride_y, g.padding_y, g.dilation_y, 0),
-            reach(x, g.taps_x, g.stride_x, g.padding_x, g.dilation_x, overshoot)};
-}
-
-// One block's weights for the taps first, first + step, ... in each direction; count < 0 steps backwards are flipped.
-struct TapRange {
-    int64_t first, step, count;
+    Plan(const Geometry& g, const Passes& p, bool direct, int64_t tensors, int64_t threads) {
+        channels = g.channels;
+        in_place = direct ? channels / VL * VL : 0;
+        const int64_t widest = most(g.width, g.out_width), tiled = channels - in_place;
+        const int64_t group = (p.rows * g.stride_y + g.taps_y) * widest;   // pixels that a group of rows reads
+        const int64_t image = tensors * widest * least(g.out_height, 16);  // and that a worthwhile band touches
+        chunk = most(least(CACHED / group, most(CACHED / image, 64)) / BLOCK * BLOCK, BLOCK);
+        if (in_place < 2 * chunk && in_place * group < CACHED) chunk = most(in_place, BLOCK);
+        if (!direct) chunk = BLOCK;
+        chunks = ceil_div(in_place, chunk) + ceil_div(tiled, BLOCK);
+        // A unit's rows: so few that all its tensors stay cached, and that there is work for every thread.
+        const int64_t most_rows = most(CACHED / (tensors * widest * chunk), 2 * p.rows);
+        bands = ceil_div(g.out_height, most_rows);
+        if (threads > 1)
+            while (bands * 2 * p.rows < g.out_height && g.samples * chunks * bands < MANY * threads) bands++;
+        units = g.samples * bands * chunks;
+    }
+    Unit unit(int64_t index) const {
+        const int64_t which = index % chunks, band = index / chunks % bands, direct = ceil_div(in_place, chunk);
+        Unit u = {index / chunks / bands, band, which * chunk, 0, which < direct};
+        if (!u.in_place) u.c = in_place + (which - direct) * BLOCK;
+        u.channels = u.in_place ? least(chunk, in_place - u.c) : least(BLOCK, channels - u.c);
+        return u;
+    }
 };
 
-static void pack(const Geometry& g, const float* weight, int64_t c, TapRange y, TapRange x, float* to) {
-    for (int64_t i = 0; i < y.count; i++)
-        for (int64_t j = 0; j < x.count; j++, to += BLOCK) {
-            const float* from = weight + (y.first + i * y.step) * g.taps_x + x.first + j * x.step;
-            for (int64_t k = 0; k < BLOCK; k++) to[k] = c + k < g.channels ? from[(c + k) * g.taps()] : 0;
+// Rows of a source for a unit: the tensor, or a tile filled with them. `view` gives one vector of channels.
+template <class T>
+struct Rows {
+    View first;
+    int64_t row, step;  // row of the image with which the view begins; floats from a vector of channels to the next
+
+    Rows(const Source<T>& s, const Unit& u, Span rows, float* tile) {
+        if (u.in_place) {
+            const int64_t at = u.sample * s.height * s.width * s.channels + u.c;
+            first = {(const float*)s.tensor + at, s.width * s.channels, s.channels, s.height, s.width};
+            row = 0;
+        } else {
+            const int64_t vectors = vectors_of(u.channels), pixel = vectors * VL;
+            fill(s, u.sample, u.c, rows, vectors, tile);
+            first = {tile, s.width * pixel, pixel, rows.size(), s.width};
+            row = rows.begin;
         }
+    }
+    View view(int64_t v) const {
+        View w = first;
+        w.data += v * VL;
+        return w;
+    }
+};
+
+// Run `pass` over the rows y of one unit, in groups of rows and within them over the channels.
+template <class T, class Pass>
+static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group, int64_t from_row, bool direct,
+                       float* patch,
+                       const Pass& pass) {
+    int64_t from_ahead = BLOCK, to_ahead = BLOCK;
+    if (u.channels * o.width * group * 6 < 2 * CACHED)
+        from_ahead = group * from_row, to_ahead = group * o.width * o.channels;
+    for (Span rows = y; rows.begin < y.end; rows.begin = rows.end) {
+        rows.end = least(rows.begin + group, y.end);
+        for (int64_t v = 0; v < vectors_of(u.channels); v++) {
+            const int64_t c = u.c + v * VL;
+            Target to = {patch, o.width * VL, VL};
+            if (direct)
+                to = {(float*)o.data + (u.sample * o.height + rows.begin) * o.width * o.channels + c,
+                      o.width * o.channels, o.channels};
+            const bool first_of_line = c % BLOCK == 0;
+            pass(v, rows, to, {u.in_place && first_of_line ? from_ahead : 0, direct && first_of_line ? to_ahead : 0});
+            if (!direct) finish(o, u.sample, c, rows, to);
+        }
+    }
+}
+
+// One vector's weights after another: (vectors, taps + 1, VL), the last of them the bias.
+static void pack(const Geometry& g, const float* weight, const float* bias, bool flipped, float* to) {
+    const int64_t taps = g.taps(), size = vectors_of(g.channels) * (taps + 1) * VL;
+    memset(to, 0, size * sizeof(float));
+    for (int64_t c = 0; c < g.channels; c++) {
+        float* vector = to + c / VL * (taps + 1) * VL + c % VL;
+        for (int64_t t = 0; t < taps; t++) vector[(flipped ? taps - 1 - t : t) * VL] = weight[c * taps + t];
+        if (bias) vector[taps * VL] = bias[c];
+    }
 }
 
 // Sums of float64, one row a thread, added up in the order of the threads.
@@ -84,192 +123,110 @@ static void add_up(const double* parts, int64_t threads, int64_t n, double* to) 
 }
 
 template <class T>
+constexpr bool is_float = std::is_same<T, float>::value;
+
+template <class T>
 static void forward(const Geometry& g, int64_t threads, const Source<T>& x, const float* weight, const float* bias,
-                    Output<T> out) {
-    const Plan p = plan(g, threads, TILE_PIXELS);
-    if (threads > p.units) threads = p.units > 0 ? p.units : 1;
-    double* const result = out.sums;
-    const int64_t n_sums = result ? 2 * g.channels : 0, per_block = (g.taps() + 1) * BLOCK;
-    Scratch sums(2 * threads * n_sums), packed(g.blocks() * per_block);
-    for (int64_t b = 0; b < g.blocks(); b++) {
-        float* to = packed + b * per_block;
-        pack(g, weight, b * BLOCK, {0, 1, g.taps_y}, {0, 1, g.taps_x}, to);
-        for (int64_t k = 0, c = b * BLOCK; k < BLOCK; k++, c++)
-            to[g.taps() * BLOCK + k] = bias && c < g.channels ? bias[c] : 0;
-    }
-    memset(sums, 0, threads * n_sums * sizeof(double));
+                    const Output<T>& out) {
+    const Passes& passes = passes_of(g);
+    const bool direct = is_float<T> && x.plain(), direct_out = is_float<T> && out.plain();
+    const Plan plan(g, passes, direct, 2, threads);
+    threads = most(least(threads, plan.units), 1);
+    const int64_t n_sums = out.sums ? 2 * g.channels : 0, per_vector = (g.taps() + 1) * VL;
+    Scratch sums(2 * threads * n_sums), packed(vectors_of(g.channels) * per_vector);
+    double* const thread_sums = (double*)(float*)sums;
+    memset(thread_sums, 0, threads * n_sums * sizeof(double));
+    pack(g, weight, bias, passes.flipped, packed);
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = out;
-        if (result) mine.sums = (double*)(float*)sums + thread * n_sums;
-        const int64_t rows = ceil_div(g.out_height, p.bands_y), columns = ceil_div(g.out_width, p.bands_x);
-        Scratch tile(g.reach_y(rows + 2) * g.reach_x(columns + 2 + OVERSHOOT) * BLOCK);
-        const Range range = share(p.units, thread, n_threads);
-        for (int64_t index = range.begin; index < range.end; index++) {
-            const Unit u = unit(g, p, index);
-            const Span y = part(g.out_height, u.band_y, p.bands_y, 2), x_ = part(g.out_width, u.band_x, p.bands_x, 1);
-            if (y.size() <= 0 || x_.size() <= 0) continue;
-            const Box box = input_box(g, y, x_, OVERSHOOT);
-            fill(x, u.sample, u.block * BLOCK, box, tile);
-            const float* w = packed + u.block * per_block;
-            const Correlation q = {g.taps_y, g.taps_x, box.x.size() * BLOCK, g.stride_y, g.stride_x,
-                                   g.dilation_y, g.dilation_x, {-box.y.begin, g.height - box.y.begin},
-                                   w, w + g.taps() * BLOCK, vectors_of(g, u.block)};
-            correlate(q, tile, mine, u.sample, u.block * BLOCK, {y.begin, x_.begin, 1, 1, y.size(), x_.size()});
+        if (out.sums) mine.sums = thread_sums + thread * n_sums;
+        int64_t rows = 0;
+        for (int64_t b = 0; b < plan.bands; b++)
+            rows = most(rows, g.read_by(part(g.out_height, b, plan.bands, passes.rows)).size());
+        Scratch tile(plan.in_place < g.channels ? rows * g.width * BLOCK : 0), patch(passes.rows * g.out_width * VL);
+        const Range range = share(plan.units, thread, n_threads);
+        for (int64_t i = range.begin; i < range.end; i++) {
+            const Unit u = plan.unit(i);
+            const Span y = part(g.out_height, u.band, plan.bands, passes.rows);
+            if (!y.size()) continue;
+            const Rows<T> in(x, u, g.read_by(y), tile);
+            const bool in_place = direct_out && u.channels % VL == 0;
+            write_rows(mine, u, y, passes.rows, g.stride_y * in.first.row, in_place, patch, [&](int64_t v, Span group, const Target& to, Ahead ahead) {
+                passes.convolve(g, in.view(v), in.row, group, packed + (u.c / VL + v) * per_vector, to, ahead);
+            });
         }
     });
-    if (result) add_up((double*)(float*)sums, threads, n_sums, result);
-}
-
-// The input pixels of one phase along an axis: those at which the same taps meet an output. With t = y + padding, tap k
-// meets output (t - k dilation) / stride where that is whole, so taps first, first + step, ... and outputs `tap` apart.
-struct Phase {
-    int64_t first, step, count, tap;
-};
-
-static Phase phase(int64_t index, int64_t taps, int64_t stride, int64_t dilation) {
-    int64_t a = stride, b = dilation;
-    while (b) {
-        const int64_t rest = a % b;
-        a = b, b = rest;
-    }
-    Phase f = {0, stride / a, 0, dilation / a};
-    while (f.first < taps && (index - f.first * dilation) % stride != 0) f.first++;
-    for (int64_t k = f.first; k < taps; k += f.step) f.count++;
-    return f;
-}
-
-// Outputs that the pixels `at` of the input meet along an axis.
-static Span met(Span at, int64_t taps, int64_t stride, int64_t padding, int64_t dilation, int64_t overshoot) {
-    return {ceil_div(at.begin + padding - (taps - 1) * dilation, stride),
-            floor_div(at.end - 1 + padding, stride) + 1 + overshoot};
+    if (out.sums) add_up(thread_sums, threads, n_sums, out.sums);
 }
 
 template <class T>
-struct Backward {
-    Geometry g;
+struct Gradients {
     Source<T> grad, x;
     const float* weight;
-    Output<T> out;           // gradient of the input; data null: not wanted
-    float *gw, *gb;          // null: not wanted
+    Output<T> out;    // gradient of the input; data null: not wanted
+    float *gw, *gb;   // null: not wanted
 };
 
-// Where the flipped weights of each phase stand in a block's packed weights.
-static int64_t phase_offset(const Geometry& g, int64_t py, int64_t px) {
-    int64_t taps = 0;
-    for (int64_t i = 0; i < g.stride_y; i++)
-        for (int64_t j = 0; j < g.stride_x; j++) {
-            if (i == py && j == px) return taps * BLOCK;
-            taps += phase(i, g.taps_y, g.stride_y, g.dilation_y).count * phase(j, g.taps_x, g.stride_x, g.dilation_x).count;
-        }
-    return taps * BLOCK;
-}
-
-static TapRange flipped(const Phase& f) { return {f.first + (f.count - 1) * f.step, -f.step, f.count}; }
-
-// The first pixel at or after `begin` that belongs to a phase.
-static int64_t first_of(int64_t begin, int64_t index, int64_t stride, int64_t padding) {
-    const int64_t t = begin + padding - index;
-    return begin + ceil_div(t, stride) * stride - t;
-}
-
 template <class T>
-static void input_gradient(const Backward<T>& b, const Output<T>& out, const Unit& u, Span y, Span x, const Box& box,
-                           const float* tile, const float* packed) {
-    const Geometry& g = b.g;
-    alignas(64) static const float zero[BLOCK] = {};
-    const int64_t row = box.x.size() * BLOCK;
-    for (int64_t py = 0; py < g.stride_y; py++)
-        for (int64_t px = 0; px < g.stride_x; px++) {
-            const Phase fy = phase(py, g.taps_y, g.stride_y, g.dilation_y);
-            const Phase fx = phase(px, g.taps_x, g.stride_x, g.dilation_x);
-            const int64_t y0 = first_of(y.begin, py, g.stride_y, g.padding_y);
-            const int64_t x0 = first_of(x.begin, px, g.stride_x, g.padding_x);
-            const Pixels at = {y0, x0, g.stride_y, g.stride_x, ceil_div(y.end - y0, g.stride_y),
-                               ceil_div(x.end - x0, g.stride_x)};
-            int64_t top = box.y.begin, left = box.x.begin;  // the output that the first pixel's last tap meets
-            if (fy.count) top = (y0 + g.padding_y - fy.first * g.dilation_y) / g.stride_y - (fy.count - 1) * fy.tap;
-            if (fx.count) left = (x0 + g.padding_x - fx.first * g.dilation_x) / g.stride_x - (fx.count - 1) * fx.tap;
-            const bool any = fy.count && fx.count;
-            const Correlation q = {any ? fy.count : 0, any ? fx.count : 1, row, 1, 1, fy.tap, fx.tap,
-                                   {-top, g.out_height - top}, packed + phase_offset(g, py, px), zero,
-                                   vectors_of(g, u.block)};
-            correlate(q, tile + (top - box.y.begin) * row + (left - box.x.begin) * BLOCK, out, u.sample,
-                      u.block * BLOCK, at);
-        }
-}
-
-template <class T>
-static void backward(const Backward<T>& b, int64_t threads) {
-    const Geometry& g = b.g;
-    const Plan p = plan(g, threads, b.out.data && b.gw ? TILE_PIXELS / 2 : TILE_PIXELS);
-    if (threads > p.units) threads = p.units > 0 ? p.units : 1;
-    double* const result = b.out.sums;
-    const int64_t n_sums = result ? 2 * g.channels : 0, blocks = g.blocks();
-    const int64_t per_block = g.taps() * BLOCK, gw_block = per_block + BLOCK, n_gw = b.gw ? blocks * gw_block : 0;
-    Scratch sums(2 * threads * n_sums), packed(blocks * per_block), weight_sums(threads * n_gw);
-    memset(sums, 0, threads * n_sums * sizeof(double));
+static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) {
+    const Passes& passes = passes_of(g);
+    const bool plain = b.grad.plain() && (!b.gw || b.x.plain());
+    const bool direct = is_float<T> && plain, direct_out = is_float<T> && b.out.plain();
+    const Plan plan(g, passes, direct, b.out.data && b.gw ? 3 : 2, threads);
+    threads = most(least(threads, plan.units), 1);
+    const int64_t n_sums = b.out.sums ? 2 * g.channels : 0, per_vector = (g.taps() + 1) * VL;
+    const int64_t n_weights = vectors_of(g.channels) * per_vector, n_gw = b.gw ? n_weights : 0;
+    Scratch sums(2 * threads * n_sums), packed(n_weights), weight_sums(threads * n_gw);
+    double* const thread_sums = (double*)(float*)sums;
+    memset(thread_sums, 0, threads * n_sums * sizeof(double));
     memset(weight_sums, 0, threads * n_gw * sizeof(float));
-    for (int64_t block = 0; b.out.data && block < blocks; block++)
-        for (int64_t i = 0; i < g.stride_y; i++)
-            for (int64_t j = 0; j < g.stride_x; j++)
-                pack(g, b.weight, block * BLOCK, flipped(phase(i, g.taps_y, g.stride_y, g.dilation_y)),
-                     flipped(phase(j, g.taps_x, g.stride_x, g.dilation_x)),
-                     packed + block * per_block + phase_offset(g, i, j));
+    if (b.out.data) pack(g, b.weight, nullptr, false, packed);
+    // The bands of output rows whose weight gradient, and of input rows whose gradient, a unit computes.
+    const int64_t unit_rows = passes.rows * g.stride_y;
+    auto out_rows = [&](int64_t band) { return b.gw ? part(g.out_height, band, plan.bands, passes.rows) : Span{0, 0}; };
+    auto in_rows = [&](int64_t band) { return b.out.data ? part(g.height, band, plan.bands, unit_rows) : Span{0, 0}; };
+    auto grad_rows = [&](Span o, Span y) {
+        if (!y.size()) return o;
+        const Span r = g.reading(y);
+        return o.size() ? Span{least(o.begin, r.begin), most(o.end, r.end)} : r;
+    };
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
-        Output<T> out = b.out;
-        if (result) out.sums = (double*)(float*)sums + thread * n_sums;
-        const Range range = share(p.units, thread, n_threads);
-        // The largest tiles: first counted, then taken.
-        int64_t grad_pixels = 0, x_pixels = 0;
-        struct Boxes {
-            Span gy, gx, y, x;
-            Box grad, input;
-        };
-        auto boxes = [&](const Unit& u) {
-            Boxes s;
-            s.gy = part(g.out_height, u.band_y, p.bands_y, 2), s.gx = part(g.out_width, u.band_x, p.bands_x, 1);
-            s.y = part(g.height, u.band_y, p.bands_y, 2 * g.stride_y), s.x = part(g.width, u.band_x, p.bands_x, g.stride_x);
-            s.grad = {s.gy, s.gx};
-            if (b.out.data)
-                s.grad = {join(s.gy, met(s.y, g.taps_y, g.stride_y, g.padding_y, g.dilation_y, 0)),
-                          join(s.gx, met(s.x, g.taps_x, g.stride_x, g.padding_x, g.dilation_x, OVERSHOOT))};
-            s.input = input_box(g, s.gy, s.gx, 0);
-            return s;
-        };
-        for (int64_t y = 0; y < p.bands_y; y++)
-            for (int64_t x = 0; x < p.bands_x; x++) {
-                const Boxes s = boxes({0, 0, y, x});
-                const int64_t grad = s.grad.y.size() * s.grad.x.size(), input = s.input.y.size() * s.input.x.size();
-                grad_pixels = grad > grad_pixels ? grad : grad_pixels;
-                x_pixels = input > x_pixels ? input : x_pixels;
-            }
-        Scratch grad_tile(grad_pixels * BLOCK), x_tile(b.gw ? x_pixels * BLOCK : 0);
-        for (int64_t index = range.begin; index < range.end; index++) {
-            const Unit u = unit(g, p, index);
-            const Boxes s = boxes(u);
-            const int64_t c = u.block * BLOCK;
-            fill(b.grad, u.sample, c, s.grad, grad_tile);
-            if (b.out.data)
-                input_gradient(b, out, u, s.y, s.x, s.grad, grad_tile, packed + u.block * per_block);
-            if (!b.gw || s.gy.size() <= 0 || s.gx.size() <= 0) continue;
-            fill(b.x, u.sample, c, s.input, x_tile);
-            float* to = weight_sums + thread * n_gw + u.block * gw_block;
-            const int64_t row = s.grad.x.size() * BLOCK;
-            const float* first = grad_tile + (s.gy.begin - s.grad.y.begin) * row + (s.gx.begin - s.grad.x.begin) * BLOCK;
-            const TapSums q = {first, x_tile, row, s.input.x.size() * BLOCK, s.gy.size(), s.gx.size(), g.taps_y, g.taps_x,
-                               g.stride_y, g.stride_x, g.dilation_y, g.dilation_x,
-                               {-s.input.y.begin, g.height - s.input.y.begin}, vectors_of(g, u.block), to};
-            add_tap_sums(q);
-            add_pixel_sums(q, to + per_block);
+        Output<T> mine = b.out;
+        if (b.out.sums) mine.sums = thread_sums + thread * n_sums;
+        int64_t most_grad = 0, most_x = 0;
+        for (int64_t i = 0; i < plan.bands; i++) {
+            most_grad = most(most_grad, grad_rows(out_rows(i), in_rows(i)).size());
+            if (out_rows(i).size()) most_x = most(most_x, g.read_by(out_rows(i)).size());
+        }
+        const int64_t block = plan.in_place < g.channels ? BLOCK : 0;
+        Scratch grad_tile(most_grad * g.out_width * block), x_tile(most_x * g.width * block);
+        Scratch patch(passes.rows * g.width * VL);
+        const Range range = share(plan.units, thread, n_threads);
+        for (int64_t i = range.begin; i < range.end; i++) {
+            const Unit u = plan.unit(i);
+            const Span o = out_rows(u.band), y = in_rows(u.band);
+            const Rows<T> grad(b.grad, u, grad_rows(o, y), grad_tile);
+            if (y.size())
+                write_rows(mine, u, y, passes.rows, grad.first.row / g.stride_y, direct_out && u.channels % VL == 0, patch,
+                           [&](int64_t v, Span group, const Target& to, Ahead ahead) {
+                               passes.transpose(g, grad.view(v), grad.row, group,
+                                                packed + (u.c / VL + v) * per_vector, to, ahead);
+                           });
+            if (!o.size()) continue;
+            const Rows<T> x(b.x, u, g.read_by(o), x_tile);
+            for (int64_t v = 0; v < vectors_of(u.channels); v++)
+                passes.sum(g, grad.view(v), grad.row, o, x.view(v), x.row,
+                           weight_sums + thread * n_gw + (u.c / VL + v) * per_vector,
+                           u.in_place && (u.c + v * VL) % BLOCK == 0 ? BLOCK : 0);
         }
     });
-    if (result) add_up((double*)(float*)sums, threads, n_sums, result);
+    if (b.out.sums) add_up(thread_sums, threads, n_sums, b.out.sums);
     for (int64_t c = 0; b.gw && c < g.channels; c++)
-        for (int64_t tap = 0; tap <= g.taps(); tap++) {
+        for (int64_t t = 0; t <= g.taps(); t++) {
             float total = 0;
-            for (int64_t t = 0; t < threads; t++)
-                total += weight_sums[t * n_gw + c / BLOCK * gw_block + tap * BLOCK + c % BLOCK];
-            (tap < g.taps() ? b.gw[c * g.taps() + tap] : b.gb[c]) = total;
+            for (int64_t i = 0; i < threads; i++)
+                total += weight_sums[i * n_gw + c / VL * per_vector + t * VL + c % VL];
+            (t < g.taps() ? b.gw[c * g.taps() + t] : b.gb[c]) = total;
         }
 }
 
@@ -281,23 +238,24 @@ static Geometry geometry(const int64_t* s) {
 
 using namespace depthwise;
 
-// sizes: N, C, H, W, Hout, Wout, then kernel, stride, padding and dilation, each vertical first. dtype: 0 float32,
-// 1 bfloat16, of all tensors; the vectors of a value a channel or a sample, weights and gradients of weights are float32.
-#define SOURCE(name)                                                                                          \
+#define SOURCE(name)                                                                                        \
     const void *name, const void *name##_other, const float *name##_scale, const float *name##_other_scale, \
         const float *name##_shift, const float *name##_sample_scale
-#define SOURCE_OF(name, h, w)                                                                                \
+#define SOURCE_OF(name, h, w)                                                                                    \
     {(const T*)name, (const T*)name##_other, name##_scale, name##_other_scale, name##_shift, name##_sample_scale, \
      g.samples, h, w, g.channels}
 
-API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64_t* sizes, SOURCE(x), const float* weight,
-                                     const float* bias, void* out, const void* residual, const float* out_scale,
-                                     const float* center, double* sums) {
+// sizes: N, C, H, W, Hout, Wout, then kernel, stride, padding and dilation, each vertical first. dtype: 0 float32,
+// 1 bfloat16, of all tensors; weights, their gradients, and what has a value a channel or a sample, are float32.
+API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64_t* sizes, SOURCE(x),
+                                     const float* weight, const float* bias, void* out, const void* residual,
+                                     const float* out_scale, const float* center, double* sums) {
     const Geometry g = geometry(sizes);
     auto run = [&](auto example) {
         typedef decltype(example) T;
         forward<T>(g, threads, SOURCE_OF(x, g.height, g.width), weight, bias,
-                   {(T*)out, (const T*)residual, nullptr, out_scale, center, sums, g.out_height, g.out_width, g.channels});
+                   {(T*)out, (const T*)residual, nullptr, out_scale, center, sums, g.out_height, g.out_width,
+                    g.channels});
     };
     dtype == 0 ? run(float()) : run(bf16());
 }
@@ -309,9 +267,11 @@ API void starshift_depthwise_backward(int64_t dtype, int64_t threads, const int6
     const Geometry g = geometry(sizes);
     auto run = [&](auto example) {
         typedef decltype(example) T;
-        backward<T>({g, SOURCE_OF(grad, g.out_height, g.out_width), SOURCE_OF(x, g.height, g.width), weight,
-                     {(T*)gx, (const T*)residual, (const T*)partner, out_scale, center, sums, g.height, g.width, g.channels},
-                     gw, gb}, threads);
+        backward<T>(g, threads,
+                    {SOURCE_OF(grad, g.out_height, g.out_width), SOURCE_OF(x, g.height, g.width), weight,
+                     {(T*)gx, (const T*)residual, (const T*)partner, out_scale, center, sums, g.height, g.width,
+                      g.channels},
+                     gw, gb});
     };
     dtype == 0 ? run(float()) : run(bf16());
 }
