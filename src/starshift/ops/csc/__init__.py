@@ -86,8 +86,8 @@ def _check(x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offs
     )
     if not fits or stride < 1:
         raise StarshiftError(
-            f"csc: w1 must be ({wide}, C, 1, 1), the norm ({wide},), w2 (K, {wide}, 1, 1), stride >= 1; got x "
-            f"{tuple(x.shape)}, {tuple(w1.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}, {tuple(w2.shape)}, {stride}"
+            f"csc: w1 must be ({wide}, C, 1, 1), the norm ({wide},), w2 (K, {wide}, 1, 1), stride >= 1; got "
+            f"{', '.join(str(tuple(t.shape)) for t in (x, w1, weight, bias, w2))}, {stride}"
         )
     if x.numel() == x.shape[1]:
         raise StarshiftError("csc: one value a channel has no variance; train with larger batches or images")
@@ -97,6 +97,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     *tensors, ctx.offsets, ctx.stride, ctx.eps = inputs
     _, u, mean, var = output
     ctx.mark_non_differentiable(u, mean, var)
+    ctx.set_materialize_grads(False)  # of u's size, and read by nobody
     ctx.save_for_backward(*tensors, u, mean, var)
 
 

@@ -200,6 +200,7 @@ void narrow(const Shape& s, int64_t C, const Pointers& p, const Norm& norm, cons
                 float* put = to + c / PANEL * lines * PANEL + c % PANEL;
                 int lanes = (int)group.n;
                 int64_t step = s.C;
+                if (c / VL % PER_LINE<T> == 0) fetch_ahead(at + s.W * s.C, s, u);
                 return [=](int64_t q, vf g) {
                     vf d = load_n(at + q * step, lanes) - mean;
                     g = select(d * scale + bias <= 0.0f, (vf){}, g);

@@ -15,8 +15,21 @@ struct Shape {  // x: N C H W, displaced; result: N K ceil(H / stride) ceil(W / 
     int64_t space() const { return round_up(chunk() * Wo(), ROW_MULTIPLE); }
 };
 
+template <class T>
+constexpr int64_t PER_LINE = 64 / (VL * (int64_t)sizeof(T)) < 1 ? 1 : 64 / (VL * (int64_t)sizeof(T));  // vectors
+
+// One row of pixels, a cache line of each, where the tensor has it.
+template <class T>
+INLINE void fetch_ahead(const T* row, const Shape& s, const T* x) {
+    if (row + s.W * s.C > x + s.N * s.H * s.W * s.C) return;
+    for (int64_t p = 0; p < s.W; p++) __builtin_prefetch(row + p * s.C);
+}
+
 // Rows first .. last of the result (counted over all images) as panels of `space` lines, channels of groups begin .. end
 // of the table. with(group) gives what turns (value, lanes inside) into what is stored.
+//
+// A row is read in as many steps as it has groups, each along the row with a stride: what the processor does not foresee.
+// So the line that the next row is the first to need is fetched ahead.
 template <class T, class With>
 INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, Range groups, int64_t first,
                            int64_t last, int64_t space, float* to, const With& with) {
@@ -30,6 +43,7 @@ INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, R
             auto row = [&](int64_t dy) {
                 return y + dy < 0 || y + dy >= s.H ? (const T*)nullptr : image + (y + dy) * line + group.channel;
             };
+            if (g % PER_LINE<T> == 0) fetch_ahead(image + (y + table.reach + s.stride) * line + group.channel, s, x);
             auto apply = with(group);
             auto put = [&](int64_t p, vi value, vi inside) __attribute__((always_inline)) {
                 store(at + p * PANEL, apply((vf)value, inside));
