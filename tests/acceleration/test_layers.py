@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accelerated layers, one at a time, against the layers whose place they take."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+import starshift
+from tests.tolerance import assert_close
+
+NORMS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cumulative": {"momentum": None},
+    "momentum-0": {"momentum": 0.0},
+    "untracked": {"track_running_stats": False},
+    "plain": {"affine": False},
+    "eps": {"eps": 0.1},
+}
+
+
+def pixels(*shape: int) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def pair(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The layer and its accelerated copy."""
+    other = copy.deepcopy(layer)
+    assert starshift.accelerate(other).replaced
+    return layer, other
+
+
+@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Hardswish, nn.SiLU, nn.LeakyReLU, nn.Identity])
+def test_batch_norm_keeps_the_same_statistics(act: type[nn.Module], options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    norm = BatchNormAct2d(12, act_layer=act, inplace=False, **options)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    norm, other = pair(norm)
+    for step in range(4):
+        training = step < 3
+        norm.train(training), other.train(training)
+        x, y = pixels(3 + step, 12, 5, 4).requires_grad_(), pixels(3 + step, 12, 5, 4).requires_grad_()
+        expected, actual = norm(x), other(y)
+        assert_close("output", actual, expected)
+        weights = torch.randn_like(expected)
+        (expected * weights).sum().backward()
+        (actual * weights).sum().backward()
+        assert_close("gradient", y.grad, x.grad)
+    for (name, a), b in zip(norm.state_dict().items(), other.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype
+        assert_close(name, b.double(), a.double(), torch.float32)
+    for (name, a), b in zip(norm.named_parameters(), other.parameters(), strict=True):
+        assert_close(name, b.grad, a.grad)
+
+
+def test_frozen_norm_is_differentiable() -> None:
+    norm, other = pair(nn.BatchNorm2d(6).eval())
+    x, y = pixels(2, 6, 3, 3).requires_grad_(), pixels(2, 6, 3, 3).requires_grad_()
+    norm(x).square().sum().backward()
+    other(y).square().sum().backward()
+    assert_close("x", y.grad, x.grad)
+    assert_close("weight", other.weight.grad, norm.weight.grad)
+
+
+def test_one_value_a_channel_is_the_error_that_it_was() -> None:
+    norm, other = pair(nn.BatchNorm2d(6))
+    for layer in (norm, other):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            layer(pixels(1, 6, 1, 1))
+
+
+def test_statistics_of_a_mean_far_from_zero() -> None:
+    """As good as PyTorch's, whose two passes lose nothing: the variance of values around a thousand."""
+    norm, other = pair(nn.BatchNorm2d(20, momentum=1.0))
+    x = torch.randn(4, 20, 40, 40, generator=torch.Generator().manual_seed(0)) + 1000
+    x[:2] -= 50  # two halves of the batch with means of their own
+    x = x.contiguous(memory_format=torch.channels_last)
+    other(x)
+    exact = norm.double()
+    exact(x.double())
+    assert_close("mean", other.running_mean, exact.running_mean)
+    assert_close("variance", other.running_var, exact.running_var)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_other_dtypes_and_layouts_run_the_original(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    norm, other = pair(nn.BatchNorm2d(6))
+    norm, other = norm.to(dtype), other.to(dtype)
+    x = pixels(2, 6, 4, 4).to(dtype).contiguous(memory_format=memory_format)
+    assert torch.equal(norm(x), other(x))
+
+
+@pytest.mark.parametrize("padding", [0, 1, (0, 2), "same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_depthwise_padding(padding: Any, dilation: int) -> None:
+    conv, other = pair(nn.Conv2d(8, 8, (3, 5), padding=padding, dilation=dilation, groups=8))
+    x = pixels(2, 8, 9, 11)
+    assert_close("output", other(x), conv(x))
+    assert_close("one image", other(x[0]), conv(x[0]))
