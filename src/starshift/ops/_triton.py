@@ -99,13 +99,13 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def splits(tasks: int, rows: int, device: torch.device, granule: int) -> tuple[int, int]:
+def splits(tasks: int, rows: int, device: torch.device, granule: int, programs: int = 4) -> tuple[int, int]:
     """How a sum over ``rows`` is shared out when ``tasks`` programs share each part: (parts, rows of a part).
 
-    About four programs a multiprocessor; a part is a multiple of ``granule`` rows. Depends on shapes and device alone,
-    so that sums have one order.
+    About so many ``programs`` a multiprocessor; a part is a multiple of ``granule`` rows. Depends on shapes and device
+    alone, so that sums have one order.
     """
-    wanted = max(1, cdiv(4 * processors(device), tasks))
+    wanted = max(1, cdiv(programs * processors(device), tasks))
     each = cdiv(cdiv(rows, wanted), granule) * granule
     return max(1, cdiv(rows, each)) if each else 1, max(each, granule)
 
