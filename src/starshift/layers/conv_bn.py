@@ -5,24 +5,32 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from starshift.layers.activation import activation, one_of
 from starshift.layers.folding import Foldable, fuse_conv_bn_
+from starshift.layers.norm import can_normalise, is_watched, normalise
+from starshift.ops import ACTIVATIONS
 
 
 class ConvBN(Foldable, nn.Module):
-    """``bn(conv(x))``, with StarNet's parameter names ``conv`` and ``bn``.
+    """``act(bn(conv(x)))``, with StarNet's parameter names ``conv`` and ``bn``.
 
     Args:
         conv: any convolution (plain, depthwise, shifted).
         bn: False leaves the norm out (the names stay).
+        act: activation after the norm, one of :data:`starshift.ops.ACTIVATIONS`.
     """
 
-    def __init__(self, conv: nn.Conv2d, bn: bool = True) -> None:
+    def __init__(self, conv: nn.Conv2d, bn: bool = True, act: str = "none") -> None:
         super().__init__()
+        self.act = one_of("act", act, ACTIVATIONS)
         self.conv = conv
         self.bn = nn.BatchNorm2d(conv.out_channels) if bn else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        x = self.conv(x)
+        if type(self.bn) is nn.BatchNorm2d and not is_watched(self.bn) and can_normalise(self.bn, x):
+            return normalise(self.bn, x, self.act)
+        return activation(self.act)(self.bn(x))
 
     def fold(self) -> None:
         if fuse_conv_bn_(self.conv, self.bn):

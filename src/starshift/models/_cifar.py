@@ -49,7 +49,7 @@ class CifarResNet(ImageModel):
         widths = [int(width / width_divisor) for width in (16, 32, 64)]
         if depth < 1 or min(widths) < 1:
             raise StarshiftError(f"depth {depth} and widths {widths}: each must be at least 1")
-        stem = nn.Sequential(ConvBN(nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)), nn.ReLU())
+        stem = nn.Sequential(ConvBN(nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False), act="relu"))
         stages: list[nn.Module] = []
         before = widths[0]
         for width, stride, rates in zip(widths, (1, 2, 2), drop_path_rates(drop_path_rate, [depth] * 3), strict=True):

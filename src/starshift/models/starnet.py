@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from starshift.errors import StarshiftError
-from starshift.layers import Activation, ConvBN, StarBlock
+from starshift.layers import ConvBN, StarBlock
 from starshift.layers.activation import one_of
 from starshift.models._base import ImageModel, drop_path_rates, truncated_normal_
 from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
@@ -75,7 +75,7 @@ class StarNet(ImageModel):
         widths = [base_dim * 2**i for i in range(len(depths))]
         strides = [first_stride] + [2] * (len(depths) - 1)
         rates = drop_path_rates(drop_path_rate, list(depths))
-        stem = nn.Sequential(ConvBN(nn.Conv2d(in_chans, stem_chs, 3, stem_stride, 1)), Activation(act))
+        stem = nn.Sequential(ConvBN(nn.Conv2d(in_chans, stem_chs, 3, stem_stride, 1), act=act))
         stages: list[nn.Module] = []
         for width, before, stride, stage_mode, stage_rates in zip(
             widths, [stem_chs, *widths], strides, modes, rates, strict=False

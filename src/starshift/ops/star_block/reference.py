@@ -44,7 +44,8 @@ def star_block(
     """(out, y, z, statistics)."""
     y = _depthwise(x, wd, bd)
     u, *used1 = _norm(y, gamma1, beta1, mean1, var1, training, eps1)
-    z = star.star_mlp(u, *_like(x, w1, b1, w2, b2, wg, bg), act, placement)
+    w1, b1, w2, b2, wg, bg = _like(x, w1, b1, w2, b2, wg, bg)
+    z = star.star_mlp(u, w1, b1, w2, b2, wg, bg, act, placement)
     v, *used2 = _norm(z, gamma2, beta2, mean2, var2, training, eps2)
     out = _depthwise(v, we, be)
     if sample_scale is not None:
@@ -86,11 +87,12 @@ def star_block_backward(
     scaled = grad if sample_scale is None else grad * sample_scale.to(grad.dtype).view(-1, 1, 1, 1)
     gv, gwe, gbe = _depthwise_backward(scaled, v, we)
     gz, ggamma2, gbeta2 = _norm_backward(gv, z, gamma2, mean2, var2, training, eps2)
-    branches = _like(x, w1, b1, w2, b2, wg)
-    gu, *gw = star.star_mlp_backward(gz, u, *branches, act, placement)
+    dtype = w1.dtype
+    w1, b1, w2, b2, wg = _like(x, w1, b1, w2, b2, wg)
+    gu, *gw = star.star_mlp_backward(gz, u, w1, b1, w2, b2, wg, act, placement)
     gy, ggamma1, gbeta1 = _norm_backward(gu, y, gamma1, mean1, var1, training, eps1)
     gx, gwd, gbd = _depthwise_backward(gy, x, wd)
-    gw1, gb1, gw2, gb2, gwg, gbg = (g.to(w1.dtype) for g in gw)
+    gw1, gb1, gw2, gb2, gwg, gbg = (g.to(dtype) for g in gw)
     return (grad + gx, gwd, gbd, ggamma1, gbeta1, gw1, gb1, gw2, gb2, gwg, gbg, ggamma2, gbeta2, gwe, gbe)
 
 
@@ -99,7 +101,8 @@ def _like(x: Tensor, *weights: Tensor | None) -> Any:
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, *_like(x, weight, bias), padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    weight, bias = _like(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norm with the activation after it as one operator, where a kernel serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from starshift.ops import _native, batch_norm_act
+from starshift.ops._operator import REFERENCE, forced_kernel
+
+_KERNELS = _native.available()
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Whether our operators run compiled kernels on ``x`` as it lies. Where not, plain layers are as good."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if not torch.compiler.is_compiling() and forced_kernel() == REFERENCE:
+        return False
+    return (
+        _KERNELS
+        and x.device.type == "cpu"
+        and x.dtype in _native.DTYPES
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether someone would notice that ``module`` is not called: it has hooks, or all modules have."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._has_any_global_hook()
+        or "forward" in vars(module)
+    )
+
+
+def can_normalise(norm: Any, x: Tensor) -> bool:
+    """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the norm's own."""
+    return runs_kernels(x) and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
+
+
+def normalise(norm: Any, x: Tensor, act: str = "none") -> Tensor:
+    """``act(norm(x))``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them.
+
+    Args:
+        norm: an ``nn.BatchNorm2d``. x: (N, C, H, W).
+        act: one of :data:`starshift.ops.ACTIVATIONS`.
+    """
+    momentum = norm.momentum or 0.0
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    mean, var = norm.running_mean, norm.running_var
+    training = norm.training or (mean is None and var is None)
+    if norm.training and not norm.track_running_stats:
+        mean = var = None
+    return batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act)
