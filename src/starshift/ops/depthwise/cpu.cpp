@@ -82,12 +82,8 @@ struct Rows {
 
 // Run `pass` over the rows y of one unit, in groups of rows and within them over the channels.
 template <class T, class Pass>
-static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group, int64_t from_row, bool direct,
-                       float* patch,
+static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group, bool direct, float* patch,
                        const Pass& pass) {
-    int64_t from_ahead = BLOCK, to_ahead = BLOCK;
-    if (u.channels * o.width * group * 6 < 2 * CACHED)
-        from_ahead = group * from_row, to_ahead = group * o.width * o.channels;
     for (Span rows = y; rows.begin < y.end; rows.begin = rows.end) {
         rows.end = least(rows.begin + group, y.end);
         for (int64_t v = 0; v < vectors_of(u.channels); v++) {
@@ -96,8 +92,8 @@ static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group,
             if (direct)
                 to = {(float*)o.data + (u.sample * o.height + rows.begin) * o.width * o.channels + c,
                       o.width * o.channels, o.channels};
-            const bool first_of_line = c % BLOCK == 0;
-            pass(v, rows, to, {u.in_place && first_of_line ? from_ahead : 0, direct && first_of_line ? to_ahead : 0});
+            const int64_t next = c % BLOCK == 0 ? BLOCK : 0;  // the next line of the same pixel
+            pass(v, rows, to, {u.in_place ? next : 0, direct ? next : 0});
             if (!direct) finish(o, u.sample, c, rows, to);
         }
     }
@@ -151,7 +147,7 @@ static void forward(const Geometry& g, int64_t threads, const Source<T>& x, cons
             if (!y.size()) continue;
             const Rows<T> in(x, u, g.read_by(y), tile);
             const bool in_place = direct_out && u.channels % VL == 0;
-            write_rows(mine, u, y, passes.rows, g.stride_y * in.first.row, in_place, patch, [&](int64_t v, Span group, const Target& to, Ahead ahead) {
+            write_rows(mine, u, y, passes.rows, in_place, patch, [&](int64_t v, Span group, const Target& to, Ahead ahead) {
                 passes.convolve(g, in.view(v), in.row, group, packed + (u.c / VL + v) * per_vector, to, ahead);
             });
         }
@@ -207,7 +203,7 @@ static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) 
             const Span o = out_rows(u.band), y = in_rows(u.band);
             const Rows<T> grad(b.grad, u, grad_rows(o, y), grad_tile);
             if (y.size())
-                write_rows(mine, u, y, passes.rows, grad.first.row / g.stride_y, direct_out && u.channels % VL == 0, patch,
+                write_rows(mine, u, y, passes.rows, direct_out && u.channels % VL == 0, patch,
                            [&](int64_t v, Span group, const Target& to, Ahead ahead) {
                                passes.transpose(g, grad.view(v), grad.row, group,
                                                 packed + (u.c / VL + v) * per_vector, to, ahead);

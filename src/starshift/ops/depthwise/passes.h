@@ -64,7 +64,7 @@ static void convolve_group(const Geometry& g, const View& x, int64_t first, Span
 
 template <int K, int S>
 struct Walk {
-    static constexpr int R = rows_at_once(K), KY = tap_rows(K, S);
+    static constexpr int R = rows_at_once(K, S), KY = tap_rows(K, S);
 
     static void convolve(const Geometry& g, const View& x, int64_t first, Span y, const float* weights, const Target& to,
                          Ahead ahead) {
@@ -150,7 +150,7 @@ static void transpose_any(const Geometry& g, const View& grad, int64_t first, Sp
 }
 
 static void sum_any(const Geometry& g, const View& grad, int64_t grad_first, Span y, const View& x, int64_t x_first,
-                    float* to, int64_t ahead) {
+                    float* to, int64_t) {
     for (int64_t ky = 0; ky < g.taps_y; ky++)
         for (int64_t kx = 0; kx < g.taps_x; kx++, to += VL) {
             const int64_t offset = kx * g.dilation_x - g.padding_x;

@@ -11,7 +11,7 @@
 
 namespace depthwise {
 
-constexpr int rows_at_once(int K) { return (REGISTERS - 2) / K < 4 ? (REGISTERS - 2) / K : 4; }
+constexpr int rows_at_once(int K, int S) { return S == 2 || (REGISTERS - 2) / K < 4 ? 2 : 4; }
 #define UNROLL _Pragma("GCC unroll 16")
 
 // R rows of the convolution; the first row's first tap meets row `top` of x, which may lie outside. weights: (K, K, VL).

@@ -7,7 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(STARSHIFT_VL)  // for tests: the widest vectors on any machine, in pieces
+#define VL STARSHIFT_VL
+#define REGISTERS 32
+#elif defined(__AVX512F__)
 #define VL 16  // floats in a vector
 #define REGISTERS 32
 #elif defined(__AVX2__)

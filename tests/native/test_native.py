@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled kernels alone, without Python and torch: each NAME.cpp here drives ``ops/NAME/cpu.cpp``.
+
+Random shapes against plain loops, for every instruction set that this machine can run or emulate, and with memory and
+undefined behaviour checked.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tolerance import RELATIVE
+
+HERE = Path(__file__).parent
+OPS = HERE.parents[1] / "src" / "starshift" / "ops"
+DRIVERS = sorted(path.stem for path in HERE.glob("*.cpp"))
+
+SANITIZED = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+AVX2 = ["-mavx2", "-mfma"] if platform.machine().lower() in ("x86_64", "amd64") else []
+# Compiler and flags, the program that runs the result, and the number of random cases.
+BUILDS = {
+    "generic": ("g++", SANITIZED, [], 300),
+    "avx2": ("g++", [*SANITIZED, *AVX2], [], 300),
+    "sixteen-wide": ("g++", ["-O1", "-DSTARSHIFT_VL=16"], [], 1000),
+    "neon": ("aarch64-linux-gnu-g++", ["-O1", "-static"], ["qemu-aarch64"], 500),
+}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_random_cases(driver: str, build: str, tmp_path: Path) -> None:
+    compiler, flags, runner, cases = BUILDS[build]
+    missing = [tool for tool in (compiler, *runner) if not shutil.which(tool)]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not found")
+    if build == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this machine has no AVX2")
+    tolerances = [
+        f"-DTOLERANCE_FLOAT32={RELATIVE[torch.float32]}",
+        f"-DTOLERANCE_BFLOAT16={RELATIVE[torch.bfloat16]}",
+    ]
+    sources = [str(HERE / f"{driver}.cpp"), str(OPS / driver / "cpu.cpp")]
+    program = str(tmp_path / driver)
+    command = [compiler, "-std=c++17", "-w", "-Wno-psabi", *flags, *tolerances, f"-I{OPS / 'native'}"]
+    subprocess.run([*command, *sources, "-o", program], check=True)
+    result = subprocess.run([*runner, program, str(cases)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
