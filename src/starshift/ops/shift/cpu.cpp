@@ -8,49 +8,147 @@ struct Image {
     int64_t N, C, H, W;
 };
 
-INLINE vi read(const int32_t* p, int64_t n) { return (vi)load_n(reinterpret_cast<const float*>(p), (int)n); }
-INLINE void write(int32_t* p, vi a, int64_t n) { store_n(reinterpret_cast<float*>(p), (vf)a, (int)n); }
-INLINE v16 read(const uint16_t* p, int64_t n) {
-    if (n >= 2 * VL) return *(const v16_unaligned*)p;
-    v16 a = {};
-    for (int64_t i = 0; i < n; i++) a[i] = p[i];
-    return a;
-}
-INLINE void write(uint16_t* p, v16 a, int64_t n) {
-    if (n >= 2 * VL) {
-        *(v16_unaligned*)p = a;
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) p[i] = a[i];
+typedef uint8_t bytes __attribute__((vector_size(VL * 4), aligned(1), may_alias));
+
+template <class V>
+INLINE void move(void* to, const void* from) {
+    V value;
+    memcpy(&value, from, sizeof(V));
+    memcpy(to, &value, sizeof(V));
 }
 
-template <class V, class E>
-void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
-    Table<V> table(offsets, runs, s.C, 1, true);
+// n bytes, 2 at least, as two moves that may overlap.
+template <class V>
+INLINE void move_twice(char* to, const char* from, int64_t n) {
+    V first, last;
+    memcpy(&first, from, sizeof(V));
+    memcpy(&last, from + n - sizeof(V), sizeof(V));
+    memcpy(to, &first, sizeof(V));
+    memcpy(to + n - sizeof(V), &last, sizeof(V));
+}
+
+struct Run {  // all in bytes: neighbouring channels of one displacement, and where they come from in this row of pixels
+    int64_t to, n, dy, dx;
+    const char* from;
+    int64_t step;  // from pixel to pixel; 0 where the row lies outside and `from` is zeros
+};
+
+// One run of one pixel. A short run is moved as a whole vector where the pixel has room: what comes too much lies on
+// the runs after it, which are still to be moved.
+INLINE void move_run(char* to, const char* from, int64_t n, bool room) {
+    constexpr int64_t VECTOR = VL * 4;
+    if (n >= VECTOR) {
+        int64_t i = 0;
+        for (; i + VECTOR <= n; i += VECTOR) move<bytes>(to + i, from + i);
+        if (i < n) move<bytes>(to + n - VECTOR, from + n - VECTOR);
+    } else if (room) {
+        move<bytes>(to, from);
+    } else if (n >= 16) {
+        for (int64_t i = 0; i + 16 <= n; i += 16) move_twice<uint64_t>(to + i, from + i, 16);
+        move_twice<uint64_t>(to + n - 16, from + n - 16, 16);
+    } else if (n >= 8) {
+        move_twice<uint64_t>(to, from, n);
+    } else if (n >= 4) {
+        move_twice<uint32_t>(to, from, n);
+    } else {
+        move<uint16_t>(to, from);
+    }
+}
+
+// Channels last: pixel after pixel, so that both tensors are gone through as they lie in memory.
+void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, int64_t size, const char* x, char* out,
+                  int64_t threads) {
+    const int64_t pixel = s.C * size, line = s.W * pixel;
     parallel(threads, [&](int64_t thread, int64_t of) {
+        Scratch room(runs * (int64_t)sizeof(Run) / 4), nothing(s.C * size / 4 + VL);
+        Run* run = reinterpret_cast<Run*>((float*)room);
+        const char* zeros = reinterpret_cast<const char*>((float*)nothing);
+        memset((float*)nothing, 0, pixel + VL * 4);
+        int64_t begin = 0, end = s.W, reach = 0, count = 0;  // pixels begin .. end: no run leaves the row
+        for (int64_t r = 0, to = 0; r < runs; r++) {
+            int64_t n = offsets[3 * r], dy = offsets[3 * r + 1], dx = offsets[3 * r + 2];
+            if (!n) continue;
+            run[count++] = {to, n * size, dy, dx, nullptr, 0};
+            to += n * size;
+            begin = most(begin, -dx);
+            end = least(end, s.W - dx);
+            reach = most(reach, dy);
+        }
+        if (begin >= end) begin = end = 0;
         Range rows = share(s.N * s.H, thread, of);
         for (int64_t r = rows.begin; r < rows.end; r++) {
             int64_t y = r % s.H;
-            for (int64_t g = 0; g < table.count; g++) {
-                const Group<V>& group = table[g];
-                E* to = out + r * s.W * s.C + group.channel;
-                auto row = [&](int64_t dy) {
-                    return y + dy < 0 || y + dy >= s.H ? (const E*)nullptr : x + (r + dy) * s.W * s.C + group.channel;
-                };
-                auto move = [&](int64_t n) __attribute__((always_inline)) {
-                    gather(group, s.W, s.W, s.C, Steps{}, row, [n](const E* p) { return read(p, n); },
-                           [&](int64_t at, V value, V) { write(to + at * s.C, value, n); });
-                };
-                if (group.n == Table<V>::LANES)
-                    move(Table<V>::LANES);
-                else
-                    move(group.n);
+            for (int64_t i = 0; i < count; i++) {
+                Run& at = run[i];
+                bool inside = y + at.dy >= 0 && y + at.dy < s.H;
+                at.from = inside ? x + (r + at.dy) * line + at.dx * pixel + at.to : zeros;
+                at.step = inside ? pixel : 0;
+            }
+            const char* ahead = r + reach + 1 < s.N * s.H ? x + (r + reach + 1) * line : x + r * line;
+            for (int64_t p = 0; p < s.W; p++) {
+                char* to = out + r * line + p * pixel;
+                bool border = p < begin || p >= end;
+                for (int64_t i = 0; i < pixel; i += 64) __builtin_prefetch(ahead + p * pixel + i);
+                for (int64_t i = 0; i < count; i++) {
+                    const Run& at = run[i];
+                    const char* from = at.from + p * at.step;
+                    if (border && (p + at.dx < 0 || p + at.dx >= s.W)) from = zeros;
+                    move_run(to + at.to, from, at.n, at.to + VL * 4 <= pixel);
+                }
             }
         }
     });
 }
 
-// Channel planes one after another: each is a displaced copy of rows.
+// The same for runs shorter than half a vector: each vector is put together from all its displacements.
+template <class V, class E>
+void shift_mixed(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
+    struct Part {
+        V lanes;
+        const E* from;
+        int64_t step, dx;
+    };
+    Table<V> table(offsets, runs, s.C, 1, true);
+    parallel(threads, [&](int64_t thread, int64_t of) {
+        Scratch room((s.C + Table<V>::LANES) * (int64_t)sizeof(Part) / 4);
+        Part* parts = reinterpret_cast<Part*>((float*)room);
+        E zeros[Table<V>::LANES] = {};
+        Range rows = share(s.N * s.H, thread, of);
+        for (int64_t r = rows.begin; r < rows.end; r++) {
+            int64_t y = r % s.H, begin = 0, end = s.W, count = 0;
+            for (int64_t g = 0; g < table.count; g++)
+                for (int64_t t = 0; t < table[g].taps; t++) {
+                    const Tap<V>& tap = table[g].tap[t];
+                    bool inside = y + tap.dy >= 0 && y + tap.dy < s.H;
+                    const E* from = x + ((r + tap.dy) * s.W + tap.dx) * s.C + table[g].channel;
+                    parts[count++] = {tap.lanes, inside ? from : zeros, inside ? s.C : 0, tap.dx};
+                    begin = most(begin, -tap.dx);
+                    end = least(end, s.W - tap.dx);
+                }
+            E* to = out + r * s.W * s.C;
+            auto pixel = [&](int64_t p, bool border) __attribute__((always_inline)) {
+                const Part* part = parts;
+                for (int64_t g = 0; g < table.count; g++) {
+                    V value = {};
+                    for (int64_t t = table[g].taps; t > 0; t--, part++) {
+                        bool outside = border && (p + part->dx < 0 || p + part->dx >= s.W);
+                        V read;
+                        memcpy(&read, outside ? zeros : part->from + p * part->step, sizeof(V));
+                        value |= read & part->lanes;
+                    }
+                    memcpy(to + p * s.C + table[g].channel, &value, sizeof(V));
+                }
+            };
+            for (int64_t p = 0; p < s.W; p++)
+                if (p < begin || p >= end)
+                    pixel(p, true);
+                else
+                    pixel(p, false);
+        }
+    });
+}
+
+// Channel planes one after another: each is a displaced copy.
 template <class E>
 void shift_planes(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
     parallel(threads, [&](int64_t thread, int64_t of) {
@@ -60,16 +158,19 @@ void shift_planes(const Image& s, const int64_t* offsets, int64_t runs, const E*
             for (int64_t c = plane % s.C; c >= offsets[3 * run]; run++) c -= offsets[3 * run];
             int64_t dy = offsets[3 * run + 1], dx = offsets[3 * run + 2];
             int64_t left = least(s.W, most(0, -dx)), right = most(left, least(s.W, s.W - dx));
-            for (int64_t y = 0; y < s.H; y++) {
-                E* to = out + (plane * s.H + y) * s.W;
-                if (y + dy < 0 || y + dy >= s.H || left == right) {
-                    memset(to, 0, s.W * sizeof(E));
-                    continue;
-                }
-                memset(to, 0, left * sizeof(E));
-                memcpy(to + left, x + (plane * s.H + y + dy) * s.W + left + dx, (right - left) * sizeof(E));
-                memset(to + right, 0, (s.W - right) * sizeof(E));
+            int64_t top = least(s.H, most(0, -dy)), bottom = most(top, least(s.H, s.H - dy));
+            E* to = out + plane * s.H * s.W;
+            if (top == bottom || left == right) {
+                memset(to, 0, s.H * s.W * sizeof(E));
+                continue;
             }
+            // One copy from the first pixel that has a source to the last, across the ends of rows; these are then zero.
+            int64_t first = top * s.W + left, last = (bottom - 1) * s.W + right;
+            memset(to, 0, first * sizeof(E));
+            memcpy(to + first, x + plane * s.H * s.W + first + dy * s.W + dx, (last - first) * sizeof(E));
+            memset(to + last, 0, (s.H * s.W - last) * sizeof(E));
+            for (int64_t y = top; y < bottom - 1; y++)
+                for (int64_t i = right; i < s.W + left; i++) to[y * s.W + i] = 0;
         }
     });
 }
@@ -80,12 +181,16 @@ void shift_planes(const Image& s, const int64_t* offsets, int64_t runs, const E*
 API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, int64_t H, int64_t W, const void* x,
                            const int64_t* offsets, int64_t runs, void* out, int64_t threads) {
     Image s{N, C, H, W};
-    if (bytes == 4 && last)
-        shift_pixels<vi>(s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
+    int64_t lanes = VL * 4 / bytes;
+    bool mixed = C >= lanes && 2 * C < runs * lanes;
+    if (last && mixed && bytes == 4)
+        shift_mixed<vi>(s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
+    else if (last && mixed)
+        shift_mixed<v16>(s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
+    else if (last)
+        shift_pixels(s, offsets, runs, bytes, (const char*)x, (char*)out, threads);
     else if (bytes == 4)
         shift_planes(s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
-    else if (last)
-        shift_pixels<v16>(s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
     else
         shift_planes(s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
 }

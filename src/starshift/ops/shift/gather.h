@@ -10,7 +10,6 @@
 #include "rows.h"
 
 typedef uint16_t v16 __attribute__((vector_size(VL * 4)));  // 2-byte elements as they are stored
-typedef uint16_t v16_unaligned __attribute__((vector_size(VL * 4), aligned(2), may_alias));
 
 template <class V>
 struct Tap {
