@@ -205,27 +205,35 @@ def test_report_says_what_and_why() -> None:
         nn.Conv2d(4, 4, 3, groups=4),
         nn.BatchNorm2d(4),
         nn.ReLU6(),
-        nn.Conv2d(4, 8, 1),
+        nn.Conv2d(4, 8, 3),
         nn.Conv2d(8, 16, 3, groups=8),
         Mine(16, 16, 3, groups=16),
         nn.Conv2d(16, 16, 3, groups=16, padding_mode="reflect", padding=1),
         nn.Conv2d(16, 16, 2, groups=16, padding="same"),
         nn.Conv2d(16, 16, 3, groups=16, dtype=torch.float64),
         nn.SyncBatchNorm(16),
+        nn.Conv2d(16, 16, 1),
+        nn.Conv2d(16, 16, 1, stride=2),
     )
     report = starshift.accelerate(model)
-    assert {r.name: r.kind for r in report.replaced} == {"": "Sequential", "0": "Conv2d", "1": "BatchNorm2d"}
+    assert {r.name: (r.kind, r.what) for r in report.replaced} == {
+        "": ("Sequential", "norm and activation in a sequence as one"),
+        "0": ("Conv2d", "depthwise convolution"),
+        "1": ("BatchNorm2d", "batch norm with its activation"),
+        "10": ("Conv2d", "pointwise convolution"),
+    }
     assert {e.name: e.reason for e in report.left} == {
-        "3": "not depthwise: 1 group",
-        "4": "not depthwise: groups != channels",
+        "3": "mixes pixels and channels",
+        "4": "groups != channels",
         "5": "is a Mine, whose forward may differ",
         "6": "padding_mode 'reflect'",
         "7": "uneven padding",
         "8": "float64",
         "9": "shares its statistics between processes",
+        "11": "a pointwise convolution with stride or padding",
     }
     text = str(report)
-    assert "3 layers replaced" in text and "Conv2d, left: float64" in text
+    assert "4 layers replaced" in text and "Conv2d, left: float64" in text
     assert report.__rich__().row_count == len(text.splitlines()) - 1
 
 

@@ -70,13 +70,10 @@ def _answers(
     if module in seen:
         return
     seen.add(module)
-    whole = False
-    for rule in RULES:
-        answer = rule.match(module)
-        if answer is not None and answer is not False:
-            yield name, module, rule, answer
-            whole = answer is True and rule.whole
-            break
+    answers = [(rule, answer) for rule in RULES if (answer := rule.match(module))]
+    for rule, answer in sorted(answers, key=lambda given: given[1] is not True)[:1]:  # a yes, or the first reason
+        yield name, module, rule, answer
+    whole = any(answer is True and rule.whole for rule, answer in answers)
     if not whole:
         for child, part in module.named_children():
             yield from _answers(part, f"{name}.{child}" if name else child, seen)

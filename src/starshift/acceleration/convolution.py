@@ -45,9 +45,9 @@ class DepthwiseConvolution(ClassRule):
 
     def fits(self, module: nn.Conv2d) -> bool | str | None:
         if module.groups == 1:
-            return "not depthwise: 1 group"
+            return "mixes pixels and channels"
         if not module.groups == module.in_channels == module.out_channels:
-            return "not depthwise: groups != channels"
+            return "groups != channels"
         if module.padding_mode != "zeros":
             return f"padding_mode {module.padding_mode!r}"
         left, right, top, bottom = module._reversed_padding_repeated_twice

@@ -14,6 +14,7 @@ from starshift.ops._operator import OPERATORS, kernel_status, kernels_switched, 
 from starshift.ops.csc import csc
 from starshift.ops.depthwise import depthwise_conv2d
 from starshift.ops.norm import batch_norm_act
+from starshift.ops.pointwise import pointwise_conv2d, pointwise_mlp
 from starshift.ops.shift import (
     Offsets,
     grouped_offsets,
@@ -37,6 +38,8 @@ __all__ = [
     "kernel_status",
     "kernels_switched",
     "offsets_permutation",
+    "pointwise_conv2d",
+    "pointwise_mlp",
     "shift2d",
     "shift_conv2d",
     "star",
