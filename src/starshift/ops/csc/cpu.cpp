@@ -57,7 +57,7 @@ void widen(const Shape& s, int64_t E, const T* x, const float* w1, T* u, float* 
     int64_t rows = s.N * s.H * s.W, e = panels(E) * PANEL;
     Scratch packed(s.C * e), center(e), partial(threads * 4 * E);
     double* parts = reinterpret_cast<double*>((float*)partial);
-    for (int64_t i = 0; i < threads * 2 * E; i++) parts[i] = 0;
+    clear(partial, threads * 4 * E);
     pack_transposed(w1, E, s.C, packed);
     Rows<T> in{x, nullptr, nullptr, nullptr, nullptr, s.C};
     auto part = [&](int64_t first, int64_t last, float* panel_x, float* panel_u) {
@@ -113,6 +113,8 @@ void reduce(const Shape& s, const Pointers& p, const Norm& norm, const T* grad, 
     int64_t size = gradient_size(s), e = s.c();
     Scratch parts(threads * size), partial(threads * 4 * e);
     double* all_sums = reinterpret_cast<double*>((float*)partial);
+    clear(parts, threads * size);
+    clear(partial, threads * 4 * e);
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range share_of_rows = share(s.N * s.Ho(), thread, of);
         int64_t space = s.space(), panel = space * PANEL, Wo = s.Wo();
@@ -120,8 +122,6 @@ void reduce(const Shape& s, const Pointers& p, const Norm& norm, const T* grad, 
         Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K};
         float* mine = parts + thread * size;
         double* my_sums = all_sums + thread * 2 * e;
-        for (int64_t i = 0; i < size; i++) mine[i] = 0;
-        for (int64_t i = 0; i < 2 * e; i++) my_sums[i] = 0;
         for (int64_t r = share_of_rows.begin; r < share_of_rows.end; r += s.chunk()) {
             int64_t last = least(r + s.chunk(), share_of_rows.end), rows = (last - r) * Wo;
             pack_rows(grads, r * Wo, rows, space, dz);
@@ -165,6 +165,7 @@ void narrow(const Shape& s, int64_t C, const Pointers& p, const Norm& norm, cons
     int64_t size = gradient_size(inner);
     Scratch parts(threads * size), packed1(s.C * inner.k());
     pack(p.w1, s.C, C, packed1);
+    clear(parts, threads * size);
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range images = share(s.N, thread, of);
         int64_t lines = round_up(most(s.W, s.pixels), ROW_MULTIPLE), full = lines / s.W * s.W, filled = 0;
@@ -172,7 +173,6 @@ void narrow(const Shape& s, int64_t C, const Pointers& p, const Norm& norm, cons
         Scratch dz(s.space() * s.k()), du(lines * s.c()), in(lines * inner.k()), dx(lines * inner.k());
         Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K}, rows_x{x, nullptr, nullptr, nullptr, nullptr, C};
         float* mine = parts + thread * size;
-        for (int64_t i = 0; i < size; i++) mine[i] = 0;
         int64_t origin = images.begin * s.Ho(), begin = images.begin * s.H * s.W;  // of du's first line
         auto flush = [&]() {
             int64_t space = least(lines, round_up(filled, ROW_MULTIPLE));

@@ -19,10 +19,10 @@ INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // One term of a sum of products: rows of a times the matrix b (k rows, 16 columns of it).
 struct Term {
-    const float* a;    // the first row of the tile, in the first panel
-    int64_t a_stride;  // floats from panel to panel of a
-    const float* b;    // panels of [k][16]
-    int64_t k;
+    const float* a = nullptr;  // the first row of the tile, in the first panel
+    int64_t a_stride = 0;      // floats from panel to panel of a
+    const float* b = nullptr;  // panels of [k][16]
+    int64_t k = 0;
     int64_t b_stride = k * PANEL;  // floats from panel to panel of b
 };
 

@@ -41,6 +41,10 @@ void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T*
 // The weight gradient as one thread gathers it: blocks [C / 16][K / 16] of 16 x 16, then the bias gradient.
 INLINE int64_t gradient_size(const Shape& s) { return s.c() * s.k() + s.k(); }
 
+INLINE void clear(float* at, int64_t n) {  // before threads start: fewer may come than were asked for
+    for (int64_t i = 0; i < n; i++) at[i] = 0;
+}
+
 INLINE void add_weight_gradient(const Shape& s, const float* in, const float* dz, int64_t space, int64_t rows,
                                 int64_t first_panel, int64_t last_panel, float* to) {
     for (int64_t p = first_panel; p < last_panel; p++)
@@ -70,10 +74,10 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
     int64_t size = gradient_size(s), images = most(1, PIXELS / (s.H * s.W));
     Scratch packed(s.K * s.c()), parts(threads * size);
     pack(w, s.K, s.C, packed);
+    clear(parts, threads * size);
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range all = share(s.N, thread, of);
         float* mine = parts + thread * size;
-        for (int64_t i = 0; i < size; i++) mine[i] = 0;
         int64_t space = s.space(), Wo = s.Wo();
         Ring ring(s, table.reach, panels(least(BLOCK, s.c())));
         Scratch in(space * least(BLOCK, s.c())), dz(space * s.k());
