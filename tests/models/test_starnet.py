@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -38,15 +40,16 @@ def test_logits_in_eval_mode(pair: tuple[nn.Module, nn.Module]) -> None:
 
 
 def test_logits_and_statistics_in_train_mode(pair: tuple[nn.Module, nn.Module]) -> None:
+    """Against timm's in float64: batch norms over few values magnify every rounding, timm's as ours."""
     results = []
-    for model in pair:
-        state = {key: value.clone() for key, value in model.state_dict().items()}
+    for model, dtype in zip((*pair, pair[1]), (torch.float32, torch.float32, torch.float64), strict=True):
+        copied = copy.deepcopy(model).to(dtype).train()
         torch.manual_seed(3)  # drop path draws the same
         with torch.no_grad():
-            results.append((model.train()(_images()), model.state_dict()["stages.3.0.bn.running_var"].clone()))
-        model.load_state_dict(state)
-    (logits, variance), (expected, expected_variance) = results
-    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+            results.append((copied(_images().to(dtype)), copied.state_dict()["stages.3.0.bn.running_var"]))
+    (logits, variance), (theirs, _), (expected, expected_variance) = results
+    error, their_error = ((x - expected).norm() / expected.norm() for x in (logits, theirs))
+    assert error <= 3 * their_error
     assert_close("running variance", variance, expected_variance)
 
 

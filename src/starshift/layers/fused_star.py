@@ -66,7 +66,7 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
     """The block's forward as one operator; its batch norms' running statistics move as they would."""
     norm1, norm2, drop = block.dwconv.bn, block.g.bn, block.drop_path
     training = norm1.training
-    x = x.to(autocast_dtype(x) or x.dtype, memory_format=torch.channels_last)
+    x = x.to(autocast_dtype(x) or x.dtype).contiguous(memory_format=torch.channels_last)
     weights = Weights(
         *(block.dwconv.conv.weight, block.dwconv.conv.bias, norm1.weight, norm1.bias),
         *(block.f1.conv.weight, block.f1.conv.bias, block.f2.conv.weight, block.f2.conv.bias),

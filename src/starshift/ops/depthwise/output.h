@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What happens to a value on its way out: out = residual + sample_scale[n] * value, and two sums a channel.
 #pragma once
+#include "sums.h"
 #include "tile.h"
 
 namespace depthwise {
@@ -27,6 +28,7 @@ static void finish_rows(const Output<T>& o, int64_t n, int64_t c, Span rows, con
     const int used = FULL ? VL : (int)least(o.channels - c, VL);
     const float scale = o.sample_scale ? o.sample_scale[n] : 1;
     const vf center = o.center ? load_n(o.center + c, used) : (vf){};
+    const vf near = load(from.data);  // a value of this channel is nearer to its mean than zero is
     vf sum = {}, product = {};
     for (int64_t y = rows.begin; y < rows.end; y++) {
         const float* p = from.data + (y - rows.begin) * from.row;
@@ -37,16 +39,20 @@ static void finish_rows(const Output<T>& o, int64_t n, int64_t c, Span rows, con
             if (o.residual) out += load_n(o.residual + at, used);
             store_n(o.data + at, out, used);
             if (!o.sums) continue;
-            const vf first = o.partner ? out : value - center;
+            const vf first = o.partner ? out : value - near;
             const vf second = o.partner ? load_n(o.partner + at, used) - center : first;
             sum += first;
             product += first * second;
         }
     }
-    for (int i = 0; o.sums && i < used; i++) {
-        o.sums[c + i] += sum[i];
-        o.sums[o.channels + c + i] += product[i];
-    }
+    const double count = (double)((rows.end - rows.begin) * o.width);
+    for (int i = 0; o.sums && i < used; i++)
+        if (o.partner) {
+            o.sums[c + i] += sum[i];
+            o.sums[o.channels + c + i] += product[i];
+        } else {
+            move_sums(sum[i], product[i], count, near[i], center[i], o.sums + c + i, o.channels);
+        }
 }
 
 // Write `rows` of sample n, for the vector of channels from c on; `from` holds what a pass wrote, from rows.begin on.

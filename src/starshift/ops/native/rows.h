@@ -2,6 +2,7 @@
 // Between tensors, whose rows are pixels (channels last), and panels.
 #pragma once
 #include "panels.h"
+#include "sums.h"
 
 // A tensor as it is read: scale[c] * x + other_scale[c] * other + shift[c]; null pointers leave a factor or term out.
 template <class T>
@@ -73,25 +74,28 @@ inline void unpack_rows(const float* from, int64_t space, int64_t first, int64_t
         vf one = {}, two = {};
         if (!sums) {
             for (int64_t r = 0; r < rows; r++, line += PANEL, at += columns) store_n(at, load(line), n);
-            continue;
-        }
-        const T* other = partner ? partner + first * columns + column : nullptr;
-        for (int64_t r = 0; r < rows; r++, line += PANEL, at += columns) {
-            vf a = load(line);
-            store_n(at, a, n);
-            if (partner) {
+        } else if (partner) {
+            const T* other = partner + first * columns + column;
+            for (int64_t r = 0; r < rows; r++, line += PANEL, at += columns, other += columns) {
+                vf a = load(line);
+                store_n(at, a, n);
                 one += a;
                 two += a * (load_n(other, n) - middle);
-                other += columns;
-            } else {
-                vf away = a - middle;
+            }
+            for (int i = 0; i < n; i++) {
+                sums[column + i] += one[i];
+                sums[columns + column + i] += two[i];
+            }
+        } else if (rows > 0) {
+            vf near = load(line);  // the first row is nearer to the mean than zero is
+            for (int64_t r = 0; r < rows; r++, line += PANEL, at += columns) {
+                vf a = load(line), away = a - near;
+                store_n(at, a, n);
                 one += away;
                 two += away * away;
             }
-        }
-        for (int i = 0; i < n; i++) {
-            sums[column + i] += one[i];
-            sums[columns + column + i] += two[i];
+            for (int i = 0; i < n; i++)
+                move_sums(one[i], two[i], (double)rows, near[i], middle[i], sums + column + i, columns);
         }
     }
 }
