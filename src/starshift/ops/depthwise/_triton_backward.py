@@ -55,7 +55,7 @@ def _inputs(
     x_grad += image.to(tl.int64) * height * width * C
     weight += c
     total = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
-    for j in tl.static_range(KW):
+    for j in range(KW):
         shifted = u + pad_x - j * DILATION_X
         column = shifted // STRIDE_X
         met = (shifted >= 0) & (shifted % STRIDE_X == 0) & (column < out_width)

@@ -72,7 +72,7 @@ def _forward(
     sum1 = sum0
     sum2 = sum0
     sum3 = sum0
-    for j in tl.static_range(KW):
+    for j in range(KW):  # not unrolled: taps of other columns would only fill registers
         column = u * STRIDE_X - pad_x + j * DILATION_X
         in_row = ((column >= 0) & (column < width))[:, None] & present[None, :]
         at = (column * C)[:, None] + c[None, :]
@@ -160,11 +160,11 @@ def taps_first(weight: Tensor) -> Tensor:
 
 
 def tiles(channels: int, width: int) -> list[Config]:
-    """Tiles in which a thread computes two to four pixels of each row, with 16 bytes of channels a pixel: a tap that it
-    loads then serves several.
+    """Tiles in which a thread computes two or more pixels of each row: a tap that it loads serves all of them, and four
+    rows of more would not fit its registers.
     """
     found: list[Config] = []
-    for columns, wide, warps in ((32, 32, 1), (16, 64, 1), (8, 128, 1), (16, 32, 1), (32, 64, 2)):
+    for columns, wide, warps in ((16, 32, 1), (8, 64, 1), (32, 32, 2), (16, 64, 2)):
         columns, wide = min(columns, power_of_two(width, 8)), min(wide, power_of_two(channels))
         choice = config(warps, 1, BLOCK_X=columns, BLOCK_C=wide)
         if choice not in found:

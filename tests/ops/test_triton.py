@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels: through the interpreter on any machine; on a GPU where there is one.
+
+With a GPU at hand: ``pytest tests/ops -k cuda``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from starshift.ops import OPERATORS, _triton, use_kernel
+from starshift.ops._case import Case
+from starshift.ops._triton import config
+from tests.ops.test_every_operator import ALL, DTYPES, LAYOUTS, call, make, oracle
+from tests.tolerance import assert_close
+
+ROOT = Path(__file__).parents[2]
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CASES = [
+    (name, case)
+    for name, case in ALL
+    if find_spec(OPERATORS[name].reference.__module__.removesuffix("reference") + "cuda") is not None
+]
+every_case = pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{n}-{c.name}" for n, c in CASES])
+CHOICES = [config(4, 1, BLOCK=16), config(4, 2, BLOCK=32), config(8, 2, BLOCK=64)]
+
+
+@pytest.mark.parametrize("operators", ["star", "shift", "depthwise"])
+def test_interpreted(operators: str) -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", operators]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    result = subprocess.run(
+        [*command, "tests/ops/triton_interpreted.py"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+
+
+def test_importing_the_operators_imports_no_triton_without_a_gpu() -> None:
+    code = "import sys, torch, starshift.ops; print(torch.cuda.is_available() or 'triton' not in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
+
+
+def test_the_fastest_configuration_that_fits_is_chosen() -> None:
+    times = {16: 3.0, 32: 1.0, 64: 2.0}
+    ran: list[int] = []
+
+    def run(choice) -> None:
+        ran.append(choice.blocks["BLOCK"])
+        if choice.blocks["BLOCK"] == 32:
+            raise MemoryError
+
+    def milliseconds(run) -> float:
+        run()
+        return times[ran[-1]]
+
+    assert _triton.fastest(CHOICES, run, milliseconds, MemoryError) == CHOICES[2]
+    with pytest.raises(MemoryError):
+        _triton.fastest(CHOICES[1:2], run, milliseconds, MemoryError)
+
+
+def test_choices_are_remembered_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = _triton.cache_file()
+    assert path.parent.parent == tmp_path and _triton.read_cache(path) == {}
+    for name, choice in zip("ab", CHOICES, strict=False):
+        _triton.write_cache(path, name, _triton._as_json(choice))
+    assert _triton.read_cache(path) == {n: _triton._as_json(c) for n, c in zip("ab", CHOICES, strict=False)}
+    assert [p.name for p in path.parent.iterdir()] == ["triton.json"]
+
+
+@pytest.mark.parametrize("content", [b"{ no json", b"[1, 2]", b"\xff\xfe"])
+def test_a_damaged_file_of_choices_is_replaced_with_a_warning(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "triton.json"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="tuned again"):
+        assert _triton.read_cache(path) == {}
+    with pytest.warns(UserWarning, match="tuned again"):
+        _triton.write_cache(path, "a", _triton._as_json(CHOICES[0]))
+    assert list(json.loads(path.read_text())) == ["a"]
+
+
+def test_parts_of_a_sum_cover_all_rows_once() -> None:
+    for rows in (0, 1, 63, 64, 65, 1000, 10**7):
+        parts, each = _triton.splits(3, rows, torch.device("cpu"), 64)
+        assert each % 64 == 0 and parts >= 1 and parts * each >= rows and (parts - 1) * each < max(rows, 1)
+
+
+def to_gpu(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {k: None if t is None else t.detach().cuda().requires_grad_() for k, t in tensors.items()}
+
+
+def gpu_gradients(output: Tensor, tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """As ``gradients`` of test_every_operator, with the same weights."""
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    present = {k: t for k, t in tensors.items() if t is not None}
+    loss = (output.double() * weights.to(output.device)).sum()
+    return dict(zip(present, torch.autograd.grad(loss, list(present.values())), strict=True))
+
+
+@on_cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_case
+def test_cuda_forward_and_every_gradient(name: str, case: Case, dtype: torch.dtype, layout: str) -> None:
+    expected, expected_grads = oracle(name, case, dtype)
+    tensors = to_gpu(make(case, dtype, LAYOUTS[layout]))
+    results = []
+    for _ in range(2):
+        with use_kernel("triton"):
+            output = call(name, tensors, case)
+            grads = gpu_gradients(output, tensors)
+        assert output.dtype == dtype
+        assert_close("output", output.cpu(), expected, dtype)
+        for key, grad in grads.items():
+            assert_close(f"gradient of {key}", grad.cpu(), expected_grads[key], dtype)
+        results.append([output, *grads.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "not deterministic"
+
+
+@on_cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@every_case
+def test_cuda_compiled_equals_eager(name: str, case: Case, layout: str) -> None:
+    torch._dynamo.reset()
+    tensors = to_gpu(make(case, torch.float32, LAYOUTS[layout]))
+    compiled = torch.compile(lambda t: call(name, t, case), fullgraph=True)
+    expected, actual = call(name, tensors, case), compiled(tensors)
+    assert_close("output", actual, expected)
+    expected_grads = gpu_gradients(expected, tensors)
+    for key, grad in gpu_gradients(actual, tensors).items():
+        assert_close(f"gradient of {key}", grad, expected_grads[key])
+
+
+@on_cuda
+@every_case
+def test_cuda_graph_recorded_and_replayed(name: str, case: Case) -> None:
+    """Forward and backward in one graph; replayed on other numbers than it was recorded with."""
+    tensors = to_gpu(make(case, torch.float32, torch.channels_last))
+    present = [t for t in tensors.values() if t is not None]
+    if any(t.numel() == 0 for t in present):
+        pytest.skip("nothing to record")
+
+    def step() -> list[Tensor]:
+        output = call(name, tensors, case)
+        return [output, *torch.autograd.grad(output.square().sum(), present)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    with torch.no_grad():
+        for t in present:
+            t.mul_(0.5)
+    graph.replay()
+    for i, (actual, expected) in enumerate(zip(recorded, step(), strict=True)):
+        assert torch.equal(actual, expected), f"result {i}"
