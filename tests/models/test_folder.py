@@ -17,6 +17,7 @@ from starshift.models import LoadedModel, create_model, load_model, load_weights
 from starshift.models._folder import architecture
 from starshift.preprocessing import Preprocessing
 from tests.models.helpers import randomise, small
+from tests.tolerance import assert_close
 
 CLASSES = ["cat", "dog", "eel", "fox"]
 
@@ -53,7 +54,7 @@ def test_round_trip(name: str, options: dict, channels: int, tmp_path: Path) -> 
             assert isinstance(loaded, LoadedModel) and not loaded.model.training
             assert torch.equal(loaded.model(x), expected)
         through_timm = timm.create_model(f"local-dir:{tmp_path}/run/model", pretrained=True).eval()
-        assert torch.equal(through_timm(x), expected)
+        assert_close("timm's logits", through_timm(x), expected)  # its own StarNet has other kernels
     assert loaded.name == name and loaded.classes == CLASSES
     assert loaded.preprocessing == Preprocessing((32, 32), (0.4,) * channels, (0.3,) * channels, "bilinear", 0.9)
     assert {k: loaded.model_args[k] for k in options} == options
