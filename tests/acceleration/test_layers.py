@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Mlp
 from torch import Tensor, nn
 
 import starshift
@@ -106,3 +106,37 @@ def test_depthwise_padding(padding: Any, dilation: int) -> None:
     x = pixels(2, 8, 9, 11)
     assert_close("output", other(x), conv(x))
     assert_close("one image", other(x[0]), conv(x[0]))
+
+
+@pytest.mark.parametrize("act", [nn.GELU, nn.SiLU])
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_mlp(act: type[nn.Module], drop: float) -> None:
+    """Dropout that does something, and hooks inside, run the original."""
+    torch.manual_seed(0)
+    mlp, other = pair(Mlp(12, 20, act_layer=act, use_conv=True, drop=drop))
+    x, y = pixels(2, 12, 24, 30).requires_grad_(), pixels(2, 12, 24, 30).requires_grad_()
+    outputs = []
+    for layer, z in ((mlp, x), (other, y)):
+        torch.manual_seed(1)
+        out = layer(z)
+        out.square().sum().backward()
+        outputs.append(out)
+    assert_close("output", outputs[1], outputs[0])
+    assert_close("gradient", y.grad, x.grad)
+    for (name, a), b in zip(mlp.named_parameters(), other.parameters(), strict=True):
+        assert_close(name, b.grad, a.grad)
+    seen: list[Tensor] = []
+    other.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert_close("watched", other.eval()(y), mlp.eval()(x))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("size", [4, 32])
+def test_pointwise(size: int) -> None:
+    conv, other = pair(nn.Conv2d(12, 20, 1))
+    x, y = pixels(2, 12, size, size).requires_grad_(), pixels(2, 12, size, size).requires_grad_()
+    conv(x).square().sum().backward()
+    other(y).square().sum().backward()
+    assert_close("gradient", y.grad, x.grad)
+    assert_close("weight", other.weight.grad, conv.weight.grad)
+    assert_close("bias", other.bias.grad, conv.bias.grad)

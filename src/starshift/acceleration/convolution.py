@@ -44,6 +44,8 @@ class DepthwiseConvolution(ClassRule):
     classes: ClassVar = {nn.Conv2d: AcceleratedConv2d, Conv2dSame: AcceleratedConv2dSame}
 
     def fits(self, module: nn.Conv2d) -> bool | str | None:
+        if module.groups == 1 and module.kernel_size == (1, 1):
+            return None
         if module.groups == 1:
             return "mixes pixels and channels"
         if not module.groups == module.in_channels == module.out_channels:
