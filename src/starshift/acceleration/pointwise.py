@@ -13,7 +13,7 @@ from starshift.acceleration._rules import DTYPES, ClassRule, is_watched, rule, r
 from starshift.acceleration.norm import activation_name
 from starshift.ops import pointwise_conv2d, pointwise_mlp
 
-_LEAST_PIXELS = 1024  # below, what calling costs outweighs what is gained
+_LEAST_PIXELS = 256  # below, what calling costs outweighs what is gained
 
 
 def _pixels(x: Tensor) -> int:

@@ -114,13 +114,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     _, batch_mean, batch_var = output
     ctx.training = mean is None
     ctx.mark_non_differentiable(batch_mean, batch_var)
+    ctx.set_materialize_grads(False)
     if ctx.training:
         mean, var = batch_mean, batch_var
     ctx.has = [t is not None for t in (weight, bias, residual)]
     ctx.save_for_backward(x, weight, bias, residual if ctx.act != "none" else None, mean, var)
 
 
-def _backward(ctx: Any, grad: Tensor, _mean_grad: Tensor, _var_grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, _mean_grad: None, _var_grad: None) -> tuple[Any, ...]:
     x, weight, bias, residual, mean, var = ctx.saved_tensors
     x_grad, residual_grad, weight_grad, bias_grad = _batch_norm_act_backward(
         grad, x, weight, bias, residual, mean, var, ctx.eps, ctx.act, ctx.training

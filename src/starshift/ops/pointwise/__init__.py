@@ -115,11 +115,12 @@ def _setup_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     x, w1, b1, w2, b2, ctx.act, ctx.keep = inputs
     hidden = output[1]
     ctx.mark_non_differentiable(hidden)
+    ctx.set_materialize_grads(False)  # no zeros in the size of hidden
     ctx.has_bias = (b1 is not None, b2 is not None)
     ctx.save_for_backward(x, hidden, w1, b1, w2)
 
 
-def _backward_mlp(ctx: Any, grad: Tensor, _hidden_grad: Tensor) -> tuple[Any, ...]:
+def _backward_mlp(ctx: Any, grad: Tensor, _hidden_grad: None) -> tuple[Any, ...]:
     x, hidden, w1, b1, w2 = ctx.saved_tensors
     if not ctx.keep:
         hidden = _pointwise_conv2d(x, w1, None)
