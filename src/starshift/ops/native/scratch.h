@@ -59,17 +59,23 @@ class Scratch {
     Kept* block_;
 };
 
-// Run f(thread, threads) on each of `threads` threads; with one, on this one without OpenMP.
+// Run f(thread, threads) on each of `threads` threads; with one, on this one without OpenMP. Returns how many ran: fewer
+// where OpenMP is missing or this already runs in parallel.
 template <class F>
-inline void parallel(int64_t threads, const F& f) {
+inline int64_t parallel(int64_t threads, const F& f) {
 #ifdef _OPENMP
     if (threads > 1 && !omp_in_parallel()) {
+        int64_t ran = 1;
 #pragma omp parallel num_threads((int)threads)
-        f((int64_t)omp_get_thread_num(), (int64_t)omp_get_num_threads());
-        return;
+        {
+            if (omp_get_thread_num() == 0) ran = omp_get_num_threads();
+            f((int64_t)omp_get_thread_num(), (int64_t)omp_get_num_threads());
+        }
+        return ran;
     }
 #endif
     f((int64_t)0, (int64_t)1);
+    return 1;
 }
 
 struct Range {

@@ -277,7 +277,7 @@ void forward(const Sizes& s, const Rows<T>& x, const float* w1, const float* b1,
     double* parts = sums ? reinterpret_cast<double*>((float*)partial) : nullptr;
     for (int64_t i = 0; parts && i < threads * 2 * s.N; i++) parts[i] = 0;
     Combine combine = passes(act, placement).forward;
-    parallel(threads, [&](int64_t t, int64_t of) {
+    threads = parallel(threads, [&](int64_t t, int64_t of) {
         forward_rows<T>(s, combine, x, p1, p2, pg, biases, share(s.M, t, of), out, parts ? parts + t * 2 * s.N : nullptr,
                         center);
     });
@@ -308,7 +308,7 @@ void backward(const Sizes& s, const Rows<T>& grad, const Rows<T>& x, const float
     for (int64_t i = 0; parts && i < threads * 2 * s.C; i++) parts[i] = 0;
     Weights weights{p1t, p2t, pg, p1, p2};
     CombineBackward combine = passes(act, placement).backward;
-    parallel(threads, [&](int64_t t, int64_t of) {
+    threads = parallel(threads, [&](int64_t t, int64_t of) {
         float* mine = totals + t * size;
         for (int64_t i = 0; i < size; i++) mine[i] = 0;
         backward_rows<T>(s, combine, grad, x, weights, biases, share(s.M, t, of), gx,
