@@ -16,7 +16,7 @@ import starshift
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = [m.name for m in pkgutil.walk_packages(starshift.__path__, "starshift.")]
+MODULES = [m.name for m in pkgutil.walk_packages(starshift.__path__, "starshift.") if "._kernels_" not in m.name]
 pages = pytest.mark.parametrize("page", PAGES, ids=[p.name for p in PAGES])
 
 

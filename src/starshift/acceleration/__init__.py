@@ -70,6 +70,8 @@ def _answers(
     if module in seen:
         return
     seen.add(module)
+    if type(module).__module__.startswith("starshift.layers."):
+        return  # our own layers run our operators already
     answers = [(rule, answer) for rule in RULES if (answer := rule.match(module))]
     for rule, answer in sorted(answers, key=lambda given: given[1] is not True)[:1]:  # a yes, or the first reason
         yield name, module, rule, answer

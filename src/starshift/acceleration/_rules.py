@@ -11,17 +11,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
-
-from starshift.ops import _native
-from starshift.ops._operator import REFERENCE, forced_kernel
+from torch import nn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULES: list[Rule] = []
 """Every rule. Modules are visited from outside in: an enclosing module is asked about before what it holds."""
-
-_COMPILED = _native.available()
 
 
 class Rule:
@@ -82,30 +76,3 @@ def rule(cls: type[Rule]) -> type[Rule]:
     """Class decorator: add the rule."""
     RULES.append(cls())
     return cls
-
-
-def runs_kernels(x: Tensor) -> bool:
-    """Whether our operators run compiled kernels on ``x`` as it lies. Where not, the original forward is as good."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    if not torch.compiler.is_compiling() and forced_kernel() == REFERENCE:
-        return False
-    return (
-        _COMPILED
-        and x.device.type == "cpu"
-        and x.dtype in _native.DTYPES
-        and x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether someone would notice that ``module`` is not called: it has hooks, or all modules have."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or torch_module._has_any_global_hook()
-        or "forward" in vars(module)
-    )

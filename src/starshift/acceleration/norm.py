@@ -11,8 +11,8 @@ import torchvision
 from timm.layers import BatchNormAct2d, activations
 from torch import Tensor, nn
 
-from starshift.acceleration._rules import DTYPES, ClassRule, is_watched, rule, runs_kernels
-from starshift.ops import batch_norm_act
+from starshift.acceleration._rules import DTYPES, ClassRule, rule
+from starshift.layers.norm import can_normalise, is_watched, normalise
 
 # Class of an activation (exactly this one): its name, and whether its options are those that the name stands for.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Any], bool]]] = {
@@ -35,30 +35,11 @@ def activation_name(module: nn.Module) -> str | None:
     return name if fits(module) else None
 
 
-def can_fuse(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the original's."""
-    return runs_kernels(x) and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
-
-
-def normalise(norm: nn.BatchNorm2d, x: Tensor, act: str) -> Tensor:
-    """``act(norm(x))``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them."""
-    momentum = norm.momentum or 0.0
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    mean, var = norm.running_mean, norm.running_var
-    training = norm.training or (mean is None and var is None)
-    if norm.training and not norm.track_running_stats:
-        mean = var = None
-    return batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act)
-
-
 class AcceleratedBatchNorm2d(nn.BatchNorm2d):
     """An ``nn.BatchNorm2d`` that runs :func:`starshift.ops.batch_norm_act`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return normalise(self, input, "none") if can_fuse(self, input) else super().forward(input)
+        return normalise(self, input) if can_normalise(self, input) else super().forward(input)
 
 
 class AcceleratedBatchNormAct2d(BatchNormAct2d):
@@ -66,7 +47,7 @@ class AcceleratedBatchNormAct2d(BatchNormAct2d):
 
     def forward(self, x: Tensor) -> Tensor:
         act = activation_name(self.act)
-        if act is None or not can_fuse(self, x) or is_watched(self.act) or is_watched(self.drop):
+        if act is None or not can_normalise(self, x) or is_watched(self.act) or is_watched(self.drop):
             return super().forward(x)
         return normalise(self, x, act)
 
@@ -103,7 +84,7 @@ class _FusingSequence(nn.Sequential):
             if (
                 act is not None
                 and isinstance(module, AcceleratedBatchNorm2d)
-                and can_fuse(module, input)
+                and can_normalise(module, input)
                 and not is_watched(module)
                 and not is_watched(modules[0])
             ):

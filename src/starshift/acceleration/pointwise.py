@@ -9,8 +9,9 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from starshift.acceleration._rules import DTYPES, ClassRule, is_watched, rule, runs_kernels
+from starshift.acceleration._rules import DTYPES, ClassRule, rule
 from starshift.acceleration.norm import activation_name
+from starshift.layers.norm import is_watched, runs_kernels
 from starshift.ops import pointwise_conv2d, pointwise_mlp
 
 _LEAST_PIXELS = 256  # below, what calling costs outweighs what is gained

@@ -8,9 +8,10 @@ from typing import ClassVar
 from timm.models.starnet import Block
 from torch import Tensor, nn
 
-from starshift.acceleration._rules import ClassRule, is_watched, rule
+from starshift.acceleration._rules import ClassRule, rule
 from starshift.acceleration.norm import activation_name
 from starshift.layers import fused_star
+from starshift.layers.norm import is_watched
 
 
 class AcceleratedStarBlock(Block):

@@ -12,9 +12,9 @@ from starshift.errors import StarshiftError
 from starshift.layers.activation import one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.folding import Foldable, fuse_conv_bn_
+from starshift.layers.norm import has_kernels, is_watched
 from starshift.layers.shift import Shift2d, ShiftConv2d, make_offsets
-from starshift.ops import _native, batch_norm_act, csc
-from starshift.ops._operator import REFERENCE, autocast_dtype, forced_kernel
+from starshift.ops import batch_norm_act, csc
 
 RELU_PLACES = ("branch", "sum")
 
@@ -69,20 +69,14 @@ class CSC(nn.Module):
     def _fusable(self, x: Tensor) -> bool:
         """Whether the operators that hold a whole module do what its parts would: in training, with plain parts on
         which no hook waits, and where there is a kernel."""
-        if not self.training or x.device.type != "cpu" or (autocast_dtype(x) or x.dtype) not in _native.DTYPES:
-            return False
-        if (
-            not _native.available()
-            or forced_kernel() == REFERENCE
-            or torch.compiler.is_exporting()
-            or torch.jit.is_tracing()
-            or x.numel() == 0
-        ):
+        if not self.training or not has_kernels(x):
             return False
         conv1, conv2 = self.conv1, self.conv2
         parts: tuple[nn.Module, ...] = (conv1, conv1.conv, conv1.bn, conv2, conv2.conv, conv2.bn)
         plain = (ConvBN, nn.Conv2d, nn.BatchNorm2d, ConvBN, ShiftConv2d, nn.BatchNorm2d)
-        return all(type(part) is kind and not _hooked(part) for part, kind in zip(parts, plain, strict=True)) and all(
+        return all(
+            type(part) is kind and not is_watched(part) for part, kind in zip(parts, plain, strict=True)
+        ) and all(
             norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
             for norm in (conv1.bn, conv2.bn)
             if isinstance(norm, nn.BatchNorm2d)
@@ -192,10 +186,6 @@ def middle_width(channels: int, expansion: float) -> int:
     if width < 1:
         raise StarshiftError(f"expansion={expansion} leaves no channels of {channels}: take a larger one")
     return width
-
-
-def _hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
 def _first_conv(in_channels: int, middle: int, kernel_size: int, dilation: int, offsets: str, sc2: bool) -> nn.Conv2d:

@@ -10,12 +10,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from starshift.layers.depthwise import DepthwiseConv2d
-from starshift.ops import _native
+from starshift.layers.norm import has_kernels, is_watched
 from starshift.ops._operator import autocast_dtype
 from starshift.ops.star_block import Weights, star_block
 
-_KERNELS = _native.available()
-_STORAGE = tuple(_native.DTYPES)
 _PARTS = {
     "dwconv": ("conv", "bn"),
     "f1": ("conv",),
@@ -32,13 +30,8 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     The fused operator calls no inner module: a hook on one of them, or a module of another type (folded, parametrised,
     synchronised between processes), makes the block run layer by layer.
     """
-    if not _KERNELS or x.device.type != "cpu":
+    if not has_kernels(x):
         return "no kernel"
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return "exported"
-    dtype = autocast_dtype(x) or x.dtype
-    if dtype not in _STORAGE or x.numel() == 0:
-        return f"{dtype}"
     return why_unfusable(block)
 
 
@@ -55,7 +48,7 @@ def why_unfusable(block: nn.Module) -> str | None:
     for name, part in parts.items():
         if not _known(name, part):
             return f"{name} is {type(part).__name__}"
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if is_watched(part):
             return f"a hook on {name}"
     if parts["dwconv.bn"].training != parts["g.bn"].training or block.training != parts["drop_path"].training:
         return "parts in different modes"

@@ -72,9 +72,14 @@ class Operator:
 
     def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``."""
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY
-        )
+        count = len(self.overload._schema.arguments)
+
+        def guarded(ctx: Any, *grads: Tensor | None) -> Any:
+            if all(grad is None for grad in grads):  # nobody differentiates any of the outputs
+                return (None,) * count
+            return backward(ctx, *grads)
+
+        torch.library.register_autograd(f"{NAMESPACE}::{self.name}", guarded, setup_context=setup_context, lib=_LIBRARY)
 
         def forward(ctx: Any, *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
@@ -83,7 +88,7 @@ class Operator:
             return output
 
         # What register_autograd made, without its bookkeeping, which costs more than a small kernel.
-        functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        functions = {"forward": staticmethod(forward), "backward": staticmethod(guarded)}
         self._eager = type(self.name, (torch.autograd.Function,), functions)
 
     def add_kernel(self, name: str, device: str, run: Callable[..., Any], supports: Callable[..., bool]) -> None:

@@ -97,7 +97,10 @@ def _like(x: Tensor, wg: Tensor) -> Tensor:
 
 
 def _float32(*weights: Tensor | None) -> list[Tensor | None]:
-    return [None if w is None else w.detach().float().contiguous() for w in weights]
+    return [
+        w if w is None or (w.dtype == torch.float32 and w.is_contiguous()) else w.detach().float().contiguous()
+        for w in weights
+    ]
 
 
 def _run(x: Tensor, w1: Tensor, *rest: Any) -> Tensor:

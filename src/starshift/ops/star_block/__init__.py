@@ -93,14 +93,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(x, *rest, *weights, sample_scale)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-    nothing = (None,) * 10
-    if grad is None:
-        return (None,) * 15 + nothing
+def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
     x, y, z, statistics, *weights, sample_scale = ctx.saved_tensors
     grads = _star_block_backward(grad, x, y, z, statistics, *weights, sample_scale, *ctx.options)
     there = [True, *(w is not None for w in weights)]
-    return tuple(g if t else None for g, t in zip(grads, there, strict=True)) + nothing
+    return tuple(g if t else None for g, t in zip(grads, there, strict=True)) + (None,) * 10
 
 
 _star_block.differentiable(_setup, _backward)
