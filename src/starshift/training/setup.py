@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from starshift.acceleration import accelerate
 from starshift.data import Augment, DataSource, ImageLoader, eval_loader, open_data, train_loader
 from starshift.errors import StarshiftError
 from starshift.models import count_macs, create_model, load_model, load_weights, save_model
@@ -151,6 +152,8 @@ def make_network(config: TrainConfig, classes: int) -> nn.Module:
     network = create_model(config.model, num_classes=classes, **arguments)
     if config.checkpoint is not None:
         load_weights(network, config.checkpoint, new_head=True)
+    if config.kernels:
+        accelerate(network, channels_last=False)  # the task lays the weights out
     return network
 
 
