@@ -55,14 +55,18 @@ struct Plan {
     }
 };
 
-// Rows of a source for a unit: the tensor, or a tile filled with them. `view` gives one vector of channels.
+template <class T>
+constexpr bool is_float = std::is_same<T, float>::value;
+
+// Rows of a source for a unit: the tensor where it can be read as it is, or a tile filled with them. `view` gives one
+// vector of channels.
 template <class T>
 struct Rows {
     View first;
     int64_t row, step;  // row of the image with which the view begins; floats from a vector of channels to the next
 
     Rows(const Source<T>& s, const Unit& u, Span rows, float* tile) {
-        if (u.in_place) {
+        if (is_float<T> && s.plain() && u.channels % VL == 0) {
             const int64_t at = u.sample * s.height * s.width * s.channels + u.c;
             first = {(const float*)s.tensor + at, s.width * s.channels, s.channels, s.height, s.width};
             row = 0;
@@ -117,9 +121,6 @@ static void add_up(const double* parts, int64_t threads, int64_t n, double* to) 
         for (int64_t t = 0; t < threads; t++) to[i] += parts[t * n + i];
     }
 }
-
-template <class T>
-constexpr bool is_float = std::is_same<T, float>::value;
 
 template <class T>
 static void forward(const Geometry& g, int64_t threads, const Source<T>& x, const float* weight, const float* bias,

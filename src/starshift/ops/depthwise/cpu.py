@@ -76,82 +76,46 @@ def forward(
     return out, sums
 
 
-def input_gradient(
+def backward(
     grad: Source,
+    x: Source,
     weight: Tensor,
-    input_size: Sequence[int],
     geometry: Geometry,
     *,
     residual: Tensor | None = None,
-    sample_scale: Tensor | None = None,
     partner: Tensor | None = None,
     center: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """``gx = residual + sample_scale[n] * (the transposed convolution of grad)``; with ``partner`` also sums of it.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight and bias in one pass over ``grad``; with ``partner`` also sums of the first.
 
     Args:
-        grad: (N, C, Hout, Wout). input_size: (N, C, H, W). partner: like gx, what batch norm read to give x.
+        grad: (N, C, Hout, Wout). x: (N, C, H, W). residual: like x, added to its gradient. partner: like x, what batch
+            norm read to give x. center: (C,) float32, or None for zeros.
 
     Returns:
-        gx, and (2, C) float64: the sums of ``gx`` and ``gx * (partner - center)``.
+        ``gx``; the weight's and the bias's gradients in float32; and (2, C) float64: the sums of ``gx`` and
+        ``gx * (partner - center)``.
     """
-    gx = torch.empty(tuple(input_size), dtype=grad.tensor.dtype, memory_format=LAST)
+    gx = torch.empty_like(x.tensor)
+    gw, gb = torch.empty(weight.shape), torch.empty(weight.shape[0])
     sums = None if partner is None else torch.empty((2, weight.shape[0]), dtype=torch.float64)
     _backward(
         _native.DTYPES[gx.dtype],
         _native.threads(),
         _sizes(gx.shape, grad.tensor.shape, weight, geometry),
         *grad.arguments(),
-        *_NOTHING,
+        *x.arguments(),
         _float(weight),
         gx,
         residual,
-        sample_scale,
+        None,
         partner,
         center,
         sums,
-        None,
-        None,
-    )
-    return gx, sums
-
-
-def weight_gradient(grad: Source, x: Source, weight_shape: Sequence[int], geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Gradients of weight, (C, 1, kh, kw), and bias, (C,), in float32."""
-    gw, gb = torch.empty(tuple(weight_shape)), torch.empty(weight_shape[0])
-    _backward(
-        _native.DTYPES[x.tensor.dtype],
-        _native.threads(),
-        _sizes(x.tensor.shape, grad.tensor.shape, gw, geometry),
-        *grad.arguments(),
-        *x.arguments(),
-        *_NOTHING,
-        None,
         gw,
         gb,
     )
-    return gw, gb
-
-
-def gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (x, weight, bias) in one pass over ``grad``; the last two in float32."""
-    gx, gw, gb = torch.empty_like(x), torch.empty(weight.shape), torch.empty(weight.shape[0])
-    _backward(
-        _native.DTYPES[x.dtype],
-        _native.threads(),
-        _sizes(x.shape, grad.shape, weight, geometry),
-        *Source(grad).arguments(),
-        *Source(x).arguments(),
-        _float(weight),
-        gx,
-        *_NOTHING[:5],
-        gw,
-        gb,
-    )
-    return gx, gw, gb
-
-
-_NOTHING = (None,) * 6
+    return gx, gw, gb, sums
 
 
 def _float(weight: Tensor) -> Tensor:
@@ -227,7 +191,8 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     geometry = Geometry(stride, padding, dilation)
     layout = LAST if _is_last(x) else torch.contiguous_format
-    gx, gw, gb = gradients(grad.contiguous(memory_format=LAST), x.contiguous(memory_format=LAST), weight, geometry)
+    at_out, at_x = Source(grad.contiguous(memory_format=LAST)), Source(x.contiguous(memory_format=LAST))
+    gx, gw, gb, _ = backward(at_out, at_x, weight, geometry)
     dtype = weight.dtype
     return gx.contiguous(memory_format=layout), gw.to(dtype).contiguous(memory_format=layout), gb.to(dtype)
 

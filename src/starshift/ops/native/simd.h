@@ -6,6 +6,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if defined(STARSHIFT_VL)  // for tests: the widest vectors on any machine, in pieces
 #define VL STARSHIFT_VL
@@ -64,18 +67,44 @@ INLINE void store1(bf16* p, float a) {
     p->bits = a != a ? (uint16_t)((u >> 16) | 0x40) : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// The first n (1 .. VL) elements; the rest are zero, or are not written.
+// The first n (1 .. VL) elements; the rest are zero, or are not touched. In loops n is the same again and again, so that
+// masked loads, where there are some, cost no more than whole ones.
 template <class T>
-INLINE vf load_n(const T* p, int n) {
-    if (n >= VL) return load(p);
+INLINE vf load_part(const T* p, int n) {
     vf a = {};
     for (int i = 0; i < n; i++) a[i] = load1(p + i);
     return a;
 }
 template <class T>
+INLINE void store_part(T* p, vf a, int n) {
+    for (int i = 0; i < n; i++) store1(p + i, a[i]);
+}
+#if VL == 16 && defined(__AVX512BW__) && defined(__AVX512VL__)
+INLINE vf load_part(const float* p, int n) { return (vf)_mm512_maskz_loadu_ps((__mmask16)((1 << n) - 1), p); }
+INLINE void store_part(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1 << n) - 1), (__m512)a); }
+INLINE vf load_part(const bf16* p, int n) {
+    return (vf)(__builtin_convertvector((vh)_mm256_maskz_loadu_epi16((__mmask16)((1 << n) - 1), p), vu) << 16);
+}
+INLINE void store_part(bf16* p, vf a, int n) {
+    bf16 whole[VL];
+    store(whole, a);
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1 << n) - 1), _mm256_loadu_si256((const __m256i*)whole));
+}
+#elif VL == 8 && defined(__AVX2__)
+INLINE __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vf load_part(const float* p, int n) { return (vf)_mm256_maskload_ps(p, first_lanes(n)); }
+INLINE void store_part(float* p, vf a, int n) { _mm256_maskstore_ps(p, first_lanes(n), (__m256)a); }
+#endif
+template <class T>
+INLINE vf load_n(const T* p, int n) {
+    return n >= VL ? load(p) : load_part(p, n);
+}
+template <class T>
 INLINE void store_n(T* p, vf a, int n) {
     if (n >= VL) return store(p, a);
-    for (int i = 0; i < n; i++) store1(p + i, a[i]);
+    store_part(p, a, n);
 }
 
 // As torch: NaN goes through.

@@ -128,7 +128,7 @@ struct Chunks {
 
 constexpr int64_t STEP = VL == 16 ? 2 : 1;  // panels that a tile makes at once
 
-INLINE int64_t chunk_rows(const Sizes& s) { return most(s.C, s.N) <= 64 ? 192 : most(s.C, s.N) <= 144 ? 144 : 96; }
+INLINE int64_t chunk_rows(const Sizes& s) { return most(s.C, s.N) <= 256 ? 192 : 96; }
 
 void copy_padded(const float* from, int64_t n, int64_t space, float* to) {
     for (int64_t i = 0; i < space; i++) to[i] = from && i < n ? from[i] : 0;
@@ -170,15 +170,18 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
     constexpr int64_t GROUP = 8;  // panels of hidden units at a time
     Chunks chunks(range, chunk_rows(s));
     int64_t space = chunks.size, panel = space * PANEL;
+    const int64_t steps = (panels(s.K) + STEP - 1) / STEP;
     Scratch in(space * s.c()), hidden(panel * GROUP), branch(panel * STEP), result(space * s.n());
     for (int64_t m = chunks.begin; m < chunks.end; m += space) {
-        int64_t rows = least(space, chunks.end - m);
+        int64_t rows = least(space, chunks.end - m), next = m + space, next_rows = least(space, chunks.end - next);
         pack_rows(x, m, rows, space, in);
         Term to_branch1{in, panel, w1, s.C}, to_branch2{in, panel, w2, s.C};
         for (int64_t group = 0; group < panels(s.K); group += GROUP) {
             int64_t last = least(group + GROUP, panels(s.K));
             for (int64_t p = group; p < last; p += STEP) {
                 int64_t end = least(p + STEP, last);
+                fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
+                fetch_part(out, s.N, m, rows, p / STEP, steps);
                 float* h = hidden + (p - group) * panel;
                 product(&to_branch1, 1, space, p, end, s.k(), h - p * panel, panel, false);
                 product(&to_branch2, 1, space, p, end, s.k(), branch - p * panel, panel, false);
@@ -215,10 +218,11 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
     constexpr int64_t GROUP = 4;
     Chunks chunks(range, chunk_rows(s));
     int64_t space = chunks.size, panel = space * PANEL;
+    const int64_t steps = (panels(s.K) + STEP - 1) / STEP;
     Scratch in(space * s.c()), dy(space * s.n()), dx(space * s.c());
     Scratch h(panel * GROUP), d1(panel * GROUP), d2(panel * GROUP);
     for (int64_t m = chunks.begin; m < chunks.end; m += space) {
-        int64_t rows = least(space, chunks.end - m);
+        int64_t rows = least(space, chunks.end - m), next = m + space, next_rows = least(space, chunks.end - next);
         pack_rows(x, m, rows, space, in);
         pack_rows(grad, m, rows, space, dy, to.bg);
         Term to_branch1{in, panel, w.w1_t, s.C}, to_branch2{in, panel, w.w2_t, s.C}, to_product{dy, panel, w.wg, s.N};
@@ -226,6 +230,10 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
             int64_t last = least(group + GROUP, panels(s.K));
             for (int64_t p = group; p < last; p += STEP) {
                 int64_t end = least(p + STEP, last);
+                fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
+                fetch_part(grad.x, s.N, next, next_rows, p / STEP, steps);
+                fetch_part(grad.other, s.N, next, next_rows, p / STEP, steps);
+                fetch_part((const T*)gx, s.C, m, rows, p / STEP, steps);
                 float *hp = h + (p - group) * panel, *d1p = d1 + (p - group) * panel, *d2p = d2 + (p - group) * panel;
                 product(&to_branch1, 1, space, p, end, s.k(), d1p - p * panel, panel, false);
                 product(&to_branch2, 1, space, p, end, s.k(), d2p - p * panel, panel, false);

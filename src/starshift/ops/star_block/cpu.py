@@ -78,16 +78,16 @@ def _run_backward(grad: Tensor, x: Tensor, y: Tensor, z: Tensor, statistics: Ten
     norm1, norm2 = _Norm(w.gamma1, w.beta1, mean1, var1, eps1), _Norm(w.gamma2, w.beta2, mean2, var2, eps2)
     grad = grad.contiguous(memory_format=LAST)
     at_out = Source(grad, sample_scale=sample_scale)
-    gwe, gbe = depthwise.weight_gradient(at_out, norm2.of(z), w.we.shape, _geometry(w.we))
-    gv, sums = depthwise.input_gradient(at_out, w.we, z.shape, _geometry(w.we), partner=z, center=mean2)
+    gv, gwe, gbe, sums = depthwise.backward(
+        at_out, norm2.of(z), w.we, _geometry(w.we), partner=z, center=mean2
+    )
     assert sums is not None
     at_z, g_gamma2, g_beta2 = norm2.gradient(gv, z, sums, training)
     branches = (w.w1, w.b1, w.w2, w.b2)
     (gu, *gw), sums = star.backward(at_z, norm1.of(y), branches, w.wg, act, placement, partner=y, center=mean1)
     assert sums is not None
     at_y, g_gamma1, g_beta1 = norm1.gradient(gu, y, sums, training)
-    gwd, gbd = depthwise.weight_gradient(at_y, Source(x), w.wd.shape, _geometry(w.wd))
-    gx, _ = depthwise.input_gradient(at_y, w.wd, x.shape, _geometry(w.wd), residual=grad)
+    gx, gwd, gbd, _ = depthwise.backward(at_y, Source(x), w.wd, _geometry(w.wd), residual=grad)
     return (gx, gwd, gbd, g_gamma1, g_beta1, *gw, g_gamma2, g_beta2, gwe, gbe)
 
 
