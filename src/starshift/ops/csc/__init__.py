@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inside of a conv-shift-conv module as one operator: the wide tensor between its convolutions is written once."""
+"""The inside of a conv-shift-conv module as one operator: the wide tensor between its convolutions is never stored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from starshift.ops.shift.offsets import Offsets, flatten
 
 _WEIGHTS = "Tensor x, Tensor w1, Tensor weight, Tensor bias, Tensor w2"
 _csc = Operator(
-    "csc", f"({_WEIGHTS}, int[] offsets, int stride, float eps) -> (Tensor, Tensor, Tensor, Tensor)", reference.csc
+    "csc",
+    f"({_WEIGHTS}, int[] offsets, int stride, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.csc,
 )
 _csc_backward = Operator(
     "csc_backward",
-    f"(Tensor grad, {_WEIGHTS}, Tensor u, Tensor mean, Tensor var, int[] offsets, int stride, float eps)"
+    f"(Tensor grad, {_WEIGHTS}, Tensor mean, Tensor var, Tensor x_mean, Tensor covariance, int[] offsets, int stride, float eps)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.csc_backward,
 )
@@ -67,7 +69,7 @@ def csc(
     """
     _check(x, w1, weight, bias, w2, offsets, stride)
     (x,) = cast(autocast_dtype(x), x)
-    z, _, mean, var = _csc(x, w1, weight, bias, w2, flatten(offsets), stride, eps)
+    z, mean, var, _, _ = _csc(x, w1, weight, bias, w2, flatten(offsets), stride, eps)
     count = x.numel() // x.shape[1]
     if running_mean is not None and count > 0:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -95,10 +97,10 @@ def _check(x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offs
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.offsets, ctx.stride, ctx.eps = inputs
-    _, u, mean, var = output
-    ctx.mark_non_differentiable(u, mean, var)
-    ctx.set_materialize_grads(False)  # of u's size, and read by nobody
-    ctx.save_for_backward(*tensors, u, mean, var)
+    _, *statistics = output
+    ctx.mark_non_differentiable(*statistics)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *statistics)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:

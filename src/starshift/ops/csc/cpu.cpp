@@ -1,282 +1,410 @@
 // SPDX-License-Identifier: Apache-2.0
-// 1x1 convolution, batch norm, ReLU, shift, 1x1 convolution, and its gradients. See README.md for the passes.
+// 1x1 convolution, batch norm, ReLU, shift, 1x1 convolution, and its gradients, without the wide tensor in memory.
 //
-// x (N C H W), u = w1 x with E channels, h = scale (u - mean) + bias, r = relu(h), z = w2 shift(r) with K channels.
+// x (N C H W), u = w1 x with E channels, h = scale (u - mean) + bias, r = relu(h), z = w2 shift(r) with K channels. The
+// batch's statistics of u follow from the mean and the covariance of x, and so do the two sums that the gradient of a
+// batch norm needs: README.md has the algebra. h is made anew for a band of rows at a time, wherever it is needed.
 #include "../shift/conv.h"
+#include "padded.h"
 
 #include <cmath>
-#include <initializer_list>
 
 namespace {
 
-struct Norm {  // of u: one float a channel, padded to whole panels
-    Norm(int64_t channels) : room(5 * panels(channels) * PANEL) {
-        float* at = room;
-        for (float** p : {&mean, &scale, &bias, &by_u, &constant}) {
-            *p = at;
-            at += panels(channels) * PANEL;
-        }
-        for (int64_t i = 0; i < 5 * panels(channels) * PANEL; i++) room[i] = 0;
-    }
-    void set(int64_t channels, const float* batch_mean, const float* var, const float* gamma, const float* beta,
-             float eps) {
-        for (int64_t c = 0; c < channels; c++) {
-            mean[c] = batch_mean[c];
-            scale[c] = gamma[c] / std::sqrt(var[c] + eps);
-            bias[c] = beta[c];
-        }
-    }
-    Scratch room;
-    float *mean, *scale, *bias;
-    float *by_u, *constant;  // gradient of u: scale * g + by_u * (u - mean) + constant
-};
+constexpr int64_t STEP = VL == 16 ? 2 : 1;      // panels that a tile makes at once
+constexpr int64_t CACHED = 160 * 1024;          // floats of the wide tensors of a band
+constexpr int64_t SAMPLE = 288;                 // pixels whose products are summed in float32
 
-// What the shift reads in forward: r, and zero outside.
-struct Activated {
-    const Norm& norm;
-    INLINE auto operator()(const Group<vi>& group) const {
-        vf mean = load(norm.mean + group.channel), scale = load(norm.scale + group.channel);
-        vf bias = load(norm.bias + group.channel);
-        return [=](vf u, vi inside) { return (vf)((vi)vmax0((u - mean) * scale + bias) & inside); };
-    }
-};
-
-// u - mean, and NaN outside, where neither r nor its gradient exists.
-struct Centered {
-    const Norm& norm;
-    INLINE auto operator()(const Group<vi>& group) const {
-        vf mean = load(norm.mean + group.channel);
-        return [=](vf u, vi inside) { return (vf)((vi)(u - mean) | ~inside); };
-    }
-};
-
-// u = x w1, and the sums of (u - center) and its square, [2][E] doubles a thread.
-template <class T>
-void widen(const Shape& s, int64_t E, const T* x, const float* w1, T* u, float* mean, float* var, int64_t threads) {
-    constexpr int64_t CHUNK = 144;
-    int64_t rows = s.N * s.H * s.W, e = panels(E) * PANEL;
-    Scratch packed(s.C * e), center(e), partial(threads * 4 * E);
-    double* parts = reinterpret_cast<double*>((float*)partial);
-    clear(partial, threads * 4 * E);
-    pack_transposed(w1, E, s.C, packed);
-    Rows<T> in{x, nullptr, nullptr, nullptr, nullptr, s.C};
-    auto part = [&](int64_t first, int64_t last, float* panel_x, float* panel_u) {
-        pack_rows(in, first, last - first, CHUNK, panel_x);
-        Term term{panel_x, CHUNK * PANEL, packed, s.C};
-        product(&term, 1, CHUNK, 0, panels(E), E, panel_u, CHUNK * PANEL, false);
-    };
-    {  // the sums are taken around a value near the mean, so that they lose nothing: the first chunk's mean
-        Scratch panel_x(CHUNK * s.c()), panel_u(CHUNK * e);
-        int64_t n = least(CHUNK, rows);
-        part(0, n, panel_x, panel_u);
-        for (int64_t c = 0; c < e; c++) {
-            float total = 0;
-            for (int64_t r = 0; r < n; r++) total += panel_u[(c / PANEL * CHUNK + r) * PANEL + c % PANEL];
-            center[c] = total / n;
-        }
-    }
-    parallel(threads, [&](int64_t thread, int64_t of) {
-        Range mine = share(rows, thread, of);
-        Scratch panel_x(CHUNK * s.c()), panel_u(CHUNK * e);
-        for (int64_t r = mine.begin; r < mine.end; r += CHUNK) {
-            int64_t last = least(r + CHUNK, mine.end);
-            part(r, last, panel_x, panel_u);
-            unpack_rows<T>(panel_u, CHUNK, r, last - r, E, u, parts + thread * 2 * E, center);
-        }
-    });
-    for (int64_t c = 0; c < E; c++) {
-        double one = 0, two = 0;
-        for (int64_t t = 0; t < threads; t++) {
-            one += parts[t * 2 * E + c];
-            two += parts[t * 2 * E + E + c];
-        }
-        one /= rows;
-        mean[c] = (float)(center[c] + one);
-        var[c] = (float)std::fmax(0.0, two / rows - one * one);
-        if (one != one) var[c] = (float)one;
-    }
-}
-
-struct Pointers {
-    const float *w1, *w2, *gamma, *beta, *mean, *var;
+struct Module {
+    int64_t N, C, H, W, E, K, stride;
+    const float *w1, *w2, *gamma, *beta;
     const int64_t* offsets;
     int64_t runs;
     float eps;
+
+    int64_t Ho() const { return (H + stride - 1) / stride; }
+    int64_t Wo() const { return (W + stride - 1) / stride; }
+    int64_t c() const { return panels(C) * PANEL; }
+    int64_t e() const { return panels(E) * PANEL; }
+    int64_t pixels() const { return N * H * W; }
+    int64_t at_once() const { return E > 512 ? 72 : 144; }  // pixels
+    Shape first() const { return {N, E, H, W, C, 1}; }      // of the gradients (E, C) and (E, K), see conv.h
+    Shape second() const { return {N, E, H, W, K, stride}; }
 };
 
-// Sums of g and of g * (u - mean), with g the gradient of h, as [2][E] doubles; and the gradient of w2.
 template <class T>
-void reduce(const Shape& s, const Pointers& p, const Norm& norm, const T* grad, const T* u, const float* packed,
-            double* sums, float* gw2, int64_t threads) {
-    constexpr int64_t BLOCK = 8 * PANEL;
-    Table<vi> table(p.offsets, p.runs, s.C, 1, false);
-    int64_t size = gradient_size(s), e = s.c();
-    Scratch parts(threads * size), partial(threads * 4 * e);
-    double* all_sums = reinterpret_cast<double*>((float*)partial);
-    clear(parts, threads * size);
-    clear(partial, threads * 4 * e);
+Rows<T> centered(const Module& m, const T* x, const float* minus_mean) {
+    return {x, nullptr, nullptr, nullptr, minus_mean, m.C};
+}
+
+// Mean (C) and biased covariance (C, C) of the pixels of x: sums of each SAMPLE of pixels around a value near the mean in
+// float32, added up in double.
+template <class T>
+void moments(const Module& m, const T* x, float* mean, float* covariance, int64_t threads) {
+    const int64_t c = m.c(), P = panels(m.C), size = c + P * P * PANEL * PANEL, pixels = m.pixels();
+    Scratch minus_near(c), partial(2 * threads * size);
+    double* parts = reinterpret_cast<double*>((float*)partial);
+    clear(partial, 2 * threads * size);
+    clear(minus_near, c);
+    const int64_t few = least(SAMPLE, pixels);
+    for (int64_t i = 0; i < m.C; i++) {
+        for (int64_t r = 0; r < few; r++) minus_near[i] -= load1(x + r * m.C + i);
+        minus_near[i] /= few;
+    }
+    const Rows<T> rows = centered(m, x, minus_near);
     parallel(threads, [&](int64_t thread, int64_t of) {
-        Range share_of_rows = share(s.N * s.Ho(), thread, of);
-        int64_t space = s.space(), panel = space * PANEL, Wo = s.Wo();
-        Scratch in(space * least(BLOCK, e)), dh(space * least(BLOCK, e)), dz(space * s.k());
-        Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K};
-        float* mine = parts + thread * size;
-        double* my_sums = all_sums + thread * 2 * e;
-        for (int64_t r = share_of_rows.begin; r < share_of_rows.end; r += s.chunk()) {
-            int64_t last = least(r + s.chunk(), share_of_rows.end), rows = (last - r) * Wo;
-            pack_rows(grads, r * Wo, rows, space, dz);
-            for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
-                int64_t c1 = least(c0 + BLOCK, s.C), p0 = c0 / PANEL, p1 = panels(c1);
-                pack_displaced(table, s, u, {c0 / VL, (c1 + VL - 1) / VL}, r, last, space, in, Centered{norm});
-                Term term{dz, panel, packed, s.K};
-                product(&term, 1, space, p0, p1, s.C, dh - p0 * panel, panel, false);
-                for (int64_t c = c0; c < p1 * PANEL; c += VL) {
-                    int64_t at = (c - c0) / PANEL * panel + c % PANEL;
-                    vf scale = load(norm.scale + c), bias = load(norm.bias + c), one = {}, two = {};
-                    for (int64_t i = at; i < at + rows * PANEL; i += PANEL) {
-                        vf d = load(in + i), h = d * scale + bias, g = load(dh + i);
-                        vi on = h > 0.0f;
-                        store(in + i, select(on, h, (vf){}));
-                        one += select(on, g, (vf){});
-                        two += select(on, g * d, (vf){});
-                    }
-                    for (int l = 0; l < VL; l++) {
-                        my_sums[c + l] += one[l];
-                        my_sums[e + c + l] += two[l];
-                    }
-                }
-                add_weight_gradient(s, in, dz, space, rows, p0, p1, mine);
-            }
+        const Range mine = share(pixels, thread, of);
+        Scratch in(SAMPLE * c), sums(size);
+        double* to = parts + thread * size;
+        for (int64_t first = mine.begin; first < mine.end; first += SAMPLE) {
+            const int64_t n = least(SAMPLE, mine.end - first);
+            clear(sums, size);
+            pack_rows(rows, first, n, SAMPLE, in, sums);
+            for (int64_t p = 0; p < P; p++)
+                for (int64_t q = p; q < P; q++)
+                    outer(in + p * SAMPLE * PANEL, in + q * SAMPLE * PANEL, n, PANEL, sums + c + (p * P + q) * PANEL * PANEL);
+            for (int64_t i = 0; i < size; i++) to[i] += sums[i];
         }
     });
-    for (int64_t i = 0; i < 2 * e; i++) {
-        sums[i] = 0;
-        for (int64_t t = 0; t < threads; t++) sums[i] += all_sums[t * 2 * e + i];
-    }
-    finish_weight_gradient(s, parts, threads, gw2, nullptr);
+    for (int64_t t = 1; t < threads; t++)
+        for (int64_t i = 0; i < size; i++) parts[i] += parts[t * size + i];
+    for (int64_t i = 0; i < m.C; i++) mean[i] = (float)(parts[i] / pixels - minus_near[i]);
+    for (int64_t i = 0; i < m.C; i++)
+        for (int64_t j = i; j < m.C; j++) {
+            const double product = parts[c + ((i / PANEL * P + j / PANEL) * PANEL + i % PANEL) * PANEL + j % PANEL];
+            const double value = (product - parts[i] * parts[j] / pixels) / pixels;
+            covariance[i * m.C + j] = covariance[j * m.C + i] = (float)value;
+        }
 }
 
-// The gradient of u pixel after pixel, and with it those of x and w1. C: channels of x; s.C are those of u.
-template <class T>
-void narrow(const Shape& s, int64_t C, const Pointers& p, const Norm& norm, const T* grad, const T* x, const T* u,
-            const float* packed, T* gx, float* gw1, int64_t threads) {
-    Table<vi> back(p.offsets, p.runs, s.C, -1, false);
-    Shape inner{s.N, s.C, s.H, s.W, C, 1};
-    int64_t size = gradient_size(inner);
-    Scratch parts(threads * size), packed1(s.C * inner.k());
-    pack(p.w1, s.C, C, packed1);
-    clear(parts, threads * size);
+// Mean and biased variance of u = w1 x.
+void statistics(const Module& m, const float* x_mean, const float* covariance, float* mean, float* var,
+                int64_t threads) {
     parallel(threads, [&](int64_t thread, int64_t of) {
-        Range images = share(s.N, thread, of);
-        int64_t lines = round_up(most(s.W, s.pixels), ROW_MULTIPLE), full = lines / s.W * s.W, filled = 0;
-        Ring ring(s, back.reach, panels(s.C));
-        Scratch dz(s.space() * s.k()), du(lines * s.c()), in(lines * inner.k()), dx(lines * inner.k());
-        Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K}, rows_x{x, nullptr, nullptr, nullptr, nullptr, C};
-        float* mine = parts + thread * size;
-        int64_t origin = images.begin * s.Ho(), begin = images.begin * s.H * s.W;  // of du's first line
-        auto flush = [&]() {
-            int64_t space = least(lines, round_up(filled, ROW_MULTIPLE));
-            Term term{du, lines * PANEL, packed1, s.C};
-            product(&term, 1, space, 0, panels(C), C, dx, lines * PANEL, false);
-            unpack_rows(dx, lines, begin, filled, C, gx);
-            pack_rows(rows_x, begin, filled, lines, in);
-            add_weight_gradient(inner, du, in, lines, filled, 0, panels(s.C), mine);
-            begin += filled;
-            filled = 0;
-        };
-        auto make = [&](int64_t first, int64_t last, float* to) {
-            pack_rows(grads, (origin + first) * s.Wo(), (last - first) * s.Wo(), s.space(), dz);
-            Term term{dz, s.space() * PANEL, packed, s.K};
-            product(&term, 1, s.space(), 0, panels(s.C), s.C, to, ring.panel, false);
-        };
-        auto done = [&](int64_t n, int64_t y) {
-            const T* line = u + (n * s.H + y) * s.W * s.C;
-            float* to = du + filled * PANEL;
-            collect_row(back, s, ring, {0, back.count}, images.begin, n, y, [&](const Group<vi>& group) {
-                int64_t c = group.channel;
-                vf mean = load(norm.mean + c), scale = load(norm.scale + c), bias = load(norm.bias + c);
-                vf by_u = load(norm.by_u + c), constant = load(norm.constant + c);
-                const T* at = line + c;
-                float* put = to + c / PANEL * lines * PANEL + c % PANEL;
-                int lanes = (int)group.n;
-                int64_t step = s.C;
-                if (c / VL % PER_LINE<T> == 0) fetch_ahead(at + s.W * s.C, s, u);
-                return [=](int64_t q, vf g) {
-                    vf d = load_n(at + q * step, lanes) - mean;
-                    g = select(d * scale + bias <= 0.0f, (vf){}, g);
-                    store(put + q * PANEL, g * scale + (d * by_u + constant));
-                };
-            });
-            filled += s.W;
-            if (filled == full) flush();
-        };
-        through_ring(s, ring, back.reach, images.begin, images.end, make, done);
-        if (filled) flush();
+        const Range mine = share(m.E, thread, of);
+        Scratch room(2 * m.C);
+        double* row = reinterpret_cast<double*>((float*)room);
+        for (int64_t e = mine.begin; e < mine.end; e++) {
+            const float* w = m.w1 + e * m.C;
+            double middle = 0, spread = 0;
+            for (int64_t j = 0; j < m.C; j++) row[j] = 0;
+            for (int64_t i = 0; i < m.C; i++) {
+                middle += (double)w[i] * x_mean[i];
+                for (int64_t j = 0; j < m.C; j++) row[j] += (double)w[i] * covariance[i * m.C + j];
+            }
+            for (int64_t j = 0; j < m.C; j++) spread += row[j] * w[j];
+            mean[e] = (float)middle;
+            var[e] = (float)(spread < 0 ? 0 : spread);
+        }
     });
-    finish_weight_gradient(inner, parts, threads, gw1, nullptr, true);
 }
 
-// Chunks such that all that one works on stays in the second cache.
-INLINE Shape wide_shape(int64_t N, int64_t E, int64_t H, int64_t W, int64_t K, int64_t stride) {
-    return {N, E, H, W, K, stride, E > 256 ? 72 : 144};
-}
-
-template <class T>
-void forward(int64_t N, int64_t C, int64_t H, int64_t W, int64_t E, int64_t K, int64_t stride, const T* x,
-             const Pointers& p, T* u, float* mean, float* var, T* z, int64_t threads) {
-    widen<T>({N, C, H, W, E, 1}, E, x, p.w1, u, mean, var, threads);
-    Norm norm(E);
-    norm.set(E, mean, var, p.gamma, p.beta, p.eps);
-    conv_forward(wide_shape(N, E, H, W, K, stride), p.offsets, p.runs, u, p.w2, nullptr, z, threads, Activated{norm});
-}
-
-template <class T>
-void backward(int64_t N, int64_t C, int64_t H, int64_t W, int64_t E, int64_t K, int64_t stride, const T* grad,
-              const T* x, const T* u, const Pointers& p, T* gx, float* gw1, float* ggamma, float* gbeta, float* gw2,
-              int64_t threads) {
-    threads = most(1, least(threads, N));
-    Shape s = wide_shape(N, E, H, W, K, stride);
-    Norm norm(E);
-    norm.set(E, p.mean, p.var, p.gamma, p.beta, p.eps);
-    Scratch packed(K * s.c()), room(4 * s.c());
-    double* sums = reinterpret_cast<double*>((float*)room);
-    pack(p.w2, K, E, packed);
-    reduce(s, p, norm, grad, u, packed, sums, gw2, threads);
-    double count = (double)(N * H * W);
-    for (int64_t c = 0; c < E; c++) {
-        double inverse = 1 / std::sqrt((double)p.var[c] + p.eps);
-        gbeta[c] = (float)sums[c];
-        ggamma[c] = (float)(sums[s.c() + c] * inverse);
-        norm.by_u[c] = (float)(-norm.scale[c] * inverse * inverse * sums[s.c() + c] / count);
-        norm.constant[c] = (float)(-norm.scale[c] * sums[c] / count);
+// What all bands share: the first convolution with the norm's scale in its weights, and the displacements.
+struct Wide {
+    Wide(const Module& m, const float* x_mean, const float* var)
+        : scale(m.E), weights(m.E * m.C), up(m.e() * m.C), bias(m.e()), minus_mean(m.c()),
+          table(m.offsets, m.runs, m.E, 1, false), back(m.offsets, m.runs, m.E, -1, false) {
+        clear(bias, m.e());
+        clear(minus_mean, m.c());
+        for (int64_t i = 0; i < m.C; i++) minus_mean[i] = -x_mean[i];
+        for (int64_t e = 0; e < m.E; e++) {
+            scale[e] = m.gamma[e] / std::sqrt(var[e] + m.eps);
+            bias[e] = m.beta[e];
+            for (int64_t i = 0; i < m.C; i++) weights[e * m.C + i] = scale[e] * m.w1[e * m.C + i];
+        }
+        pack_transposed(weights, m.E, m.C, up);
     }
-    narrow(s, C, p, norm, grad, x, u, packed, gx, gw1, threads);
+    Scratch scale, weights, up, bias, minus_mean;
+    Table<vi> table, back;
+};
+
+// Bands of an image: rows of z, and the rows of x under them.
+struct Bands {
+    int64_t rows, count;
+    Bands(const Module& m, const Wide& wide) {
+        const int64_t line = 2 * m.e() * (m.W + 2 * wide.table.reach_x);
+        const int64_t fit = (CACHED / line - 2 * wide.table.reach) / m.stride;
+        count = (m.Ho() + most(fit, 4) - 1) / most(fit, 4);
+        rows = (m.Ho() + count - 1) / count;
+    }
+    Range out(const Module& m, int64_t band) const {
+        return {least(band * rows, m.Ho()), least((band + 1) * rows, m.Ho())};
+    }
+    static Range in(const Module& m, Range out) { return {out.begin * m.stride, least(out.end * m.stride, m.H)}; }
+};
+
+INLINE Range widened(Range rows, int64_t by, int64_t H) { return {most(rows.begin - by, 0), least(rows.end + by, H)}; }
+
+// In steps of whole rows, about `pixels` pixels each: f(first, last).
+template <class F>
+INLINE void in_steps(Range rows, int64_t width, int64_t pixels, const F& f) {
+    const int64_t step = most(1, pixels / width);
+    for (int64_t y = rows.begin; y < rows.end; y += step) f(y, least(y + step, rows.end));
+}
+
+// r for the rows in and beside a band of image n, which begins at row `origin`.
+template <class T>
+void activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range rows, int64_t origin, int64_t border,
+              const Padded& r, float* in, float* temp) {
+    for (int64_t y = origin - border; y < rows.begin; y++) r.clear_row(y - origin);
+    const int64_t space = round_up(most(1, m.at_once() / m.W) * m.W, ROW_MULTIPLE), panel = space * PANEL;
+    const Rows<T> pixels = centered(m, x, wide.minus_mean);
+    in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
+        pack_rows(pixels, (n * m.H + first) * m.W, (last - first) * m.W, space, in);
+        for (int64_t p = 0; p < panels(m.E); p += STEP) {
+            const int64_t end = least(p + STEP, panels(m.E));
+            Term term{in, panel, wide.up, m.C};
+            product(&term, 1, (last - first) * m.W, p, end, m.e(), temp - p * panel, panel, false);
+            for (int64_t o = p; o < end; o++)
+                for (int v = 0; v < VECTORS; v++) {
+                    const vf bias = load(wide.bias + o * PANEL + v * VL);
+                    const float* from = temp + (o - p) * panel + v * VL;
+                    for (int64_t y = first; y < last; y++) {
+                        float* to = r.at(o, y - origin, 0) + v * VL;
+                        for (int64_t i = 0; i < m.W; i++, from += PANEL)
+                            store(to + i * PANEL, vmax0(load(from) + bias));
+                    }
+                }
+        }
+    });
+}
+
+// Panel p of what the second convolution reads for rows first .. last of z.
+void displaced_panel(const Module& m, const Table<vi>& table, const Padded& r, int64_t p, int64_t first, int64_t last,
+                     int64_t origin, float* to) {
+    const int64_t Wo = m.Wo();
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t g = p * VECTORS + v;
+        for (int64_t y = first; y < last; y++) {
+            float* at = to + (y - first) * Wo * PANEL + v * VL;
+            if (g < table.count)
+                gather_padded(table[g], r.at(p, y * m.stride - origin, 0) + v * VL, r.line, m.stride * PANEL, Wo,
+                              [&](int64_t i, vf value) { store(at + i * PANEL, value); });
+            else
+                for (int64_t i = 0; i < Wo; i++) store(at + i * PANEL, (vf){});
+        }
+    }
+}
+
+template <class T>
+void forward(const Module& m, const T* x, float* mean, float* var, float* x_mean, float* covariance, T* z,
+             int64_t threads) {
+    moments(m, x, x_mean, covariance, threads);
+    statistics(m, x_mean, covariance, mean, var, threads);
+    const Wide wide(m, x_mean, var);
+    const Bands bands(m, wide);
+    const int64_t k = panels(m.K) * PANEL, reach = wide.table.reach, Wo = m.Wo();
+    Scratch packed(m.E * k);
+    pack_transposed(m.w2, m.K, m.E, packed);
+    parallel(threads, [&](int64_t thread, int64_t of) {
+        const Range mine = share(m.N * bands.count, thread, of);
+        const int64_t space_in = round_up(most(1, m.at_once() / m.W) * m.W, ROW_MULTIPLE);
+        const int64_t space = round_up(most(1, m.at_once() / Wo) * Wo, ROW_MULTIPLE), panel = space * PANEL;
+        const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
+        Scratch in(space_in * m.c()), temp(STEP * space_in * PANEL), gathered(space * m.e()), result(space * k);
+        r.clear();
+        for (int64_t unit = mine.begin; unit < mine.end; unit++) {
+            const int64_t n = unit / bands.count;
+            const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
+            const Range around = widened(rows, reach, m.H);
+            activate(m, wide, x, n, around, rows.begin, reach, r, in, temp);
+            for (int64_t y = around.end; y < rows.end + reach; y++) r.clear_row(y - rows.begin);
+            in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
+                for (int64_t p = 0; p < panels(m.E); p++)
+                    displaced_panel(m, wide.table, r, p, first, last, rows.begin, gathered + p * panel);
+                Term term{gathered, panel, packed, m.E};
+                product(&term, 1, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
+                unpack_rows(result, space, (n * m.Ho() + first) * Wo, (last - first) * Wo, m.K, z);
+            });
+        }
+    });
+}
+
+// What the threads gather in backward: sums over pixels of g (x - mean)', (E, C); of r' grad, (E, K); and of g, (E).
+struct Sums {
+    Sums(const Module& m, int64_t threads)
+        : size1(gradient_size(m.first())), size2(gradient_size(m.second())), w1(threads * size1), w2(threads * size2),
+          g(2 * threads * m.e()) {
+        clear(w1, threads * size1);
+        clear(w2, threads * size2);
+        clear(g, 2 * threads * m.e());
+    }
+    double* of_g() const { return reinterpret_cast<double*>((float*)g); }
+    int64_t size1, size2;
+    Scratch w1, w2, g;
+};
+
+// g, the gradient of h, for rows first .. last of a band, in panels; its sums are added.
+void at_hidden(const Module& m, const Table<vi>& back, const Padded& r, const Padded& dh, int64_t first, int64_t last,
+               int64_t origin, int64_t panel, float* g, double* sums) {
+    for (int64_t group = 0; group < panels(m.E) * VECTORS; group++) {
+        const int64_t p = group / VECTORS, v = group % VECTORS * VL;
+        vf total = {};
+        for (int64_t y = first; y < last; y++) {
+            float* to = g + p * panel + (y - first) * m.W * PANEL + v;
+            if (group >= back.count) {
+                for (int64_t i = 0; i < m.W; i++) store(to + i * PANEL, (vf){});
+                continue;
+            }
+            const float* on = r.at(p, y - origin, 0) + v;
+            gather_padded(back[group], dh.at(p, y - origin, 0) + v, dh.line, PANEL, m.W, [&](int64_t i, vf value) {
+                value = select(load(on + i * PANEL) <= 0.0f, (vf){}, value);
+                store(to + i * PANEL, value);
+                total += value;
+            });
+        }
+        for (int i = 0; i < VL; i++) sums[p * PANEL + v + i] += total[i];
+    }
+}
+
+// All but what the norm's sums contribute to the gradient of x.
+template <class T>
+void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x, T* gx, const Sums& sums,
+                    int64_t threads) {
+    const Bands bands(m, wide);
+    const int64_t reach = wide.table.reach, Wo = m.Wo(), c = m.c(), k = panels(m.K) * PANEL;
+    Scratch down(m.E * c), packed(m.K * m.e());
+    pack(wide.weights, m.E, m.C, down);
+    pack(m.w2, m.K, m.E, packed);
+    parallel(threads, [&](int64_t thread, int64_t of) {
+        const Range mine = share(m.N * bands.count, thread, of);
+        const int64_t space_in = round_up(most(1, m.at_once() / m.W) * m.W, ROW_MULTIPLE), in_panel = space_in * PANEL;
+        const int64_t space = round_up(most(1, m.at_once() / Wo) * Wo, ROW_MULTIPLE), panel = space * PANEL;
+        const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
+        const Padded dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
+        Scratch in(space_in * c), temp(STEP * most(in_panel, panel)), dz(space * k), g(space_in * m.e()), dx(space_in * c);
+        const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = centered(m, x, wide.minus_mean);
+        r.clear();
+        dh.clear();
+        for (int64_t unit = mine.begin; unit < mine.end; unit++) {
+            const int64_t n = unit / bands.count;
+            const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
+            const Range around = widened(rows, reach, m.H);
+            activate(m, wide, x, n, around, rows.begin, reach, r, in, temp);
+            for (int64_t y = around.end; y < rows.end + reach; y++) r.clear_row(y - rows.begin);
+            auto through_second = [&](Range part, bool count) {
+                in_steps(part, Wo, m.at_once(), [&](int64_t first, int64_t last) {
+                    pack_rows(grads, (n * m.Ho() + first) * Wo, (last - first) * Wo, space, dz);
+                    for (int64_t p = 0; p < panels(m.E); p += STEP) {
+                        const int64_t end = least(p + STEP, panels(m.E));
+                        Term term{dz, panel, packed, m.K};
+                        product(&term, 1, (last - first) * Wo, p, end, m.e(), temp - p * panel, panel, false);
+                        for (int64_t o = p; o < end; o++) {
+                            float* from = temp + (o - p) * panel;
+                            for (int64_t y = first; y < last; y++)
+                                for (int64_t i = 0; i < Wo; i++)
+                                    for (int v = 0; v < PANEL; v += VL)
+                                        store(dh.at(o, y * m.stride - rows.begin, i * m.stride) + v,
+                                              load(from + ((y - first) * Wo + i) * PANEL + v));
+                            if (!count) continue;
+                            displaced_panel(m, wide.table, r, o, first, last, rows.begin, from);
+                            add_weight_gradient(m.second(), from, dz, space, (last - first) * Wo, o, o + 1,
+                                                sums.w2 + thread * sums.size2);
+                        }
+                    }
+                });
+            };
+            for (int64_t y = rows.begin - reach; y < around.begin; y++) dh.clear_row(y - rows.begin);
+            for (int64_t y = around.end; y < rows.end + reach; y++) dh.clear_row(y - rows.begin);
+            through_second({(around.begin + m.stride - 1) / m.stride, out.begin}, false);
+            through_second(out, true);
+            through_second({out.end, (around.end - 1) / m.stride + 1}, false);
+            in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
+                const int64_t pixel = (n * m.H + first) * m.W, count = (last - first) * m.W;
+                at_hidden(m, wide.back, r, dh, first, last, rows.begin, in_panel, g, sums.of_g() + thread * m.e());
+                pack_rows(pixels, pixel, count, space_in, in);
+                add_weight_gradient(m.first(), g, in, space_in, count, 0, panels(m.E), sums.w1 + thread * sums.size1);
+                Term term{g, in_panel, down, m.E};
+                product(&term, 1, count, 0, panels(m.C), m.C, dx, in_panel, false);
+                unpack_rows(dx, space_in, pixel, count, m.C, gx);
+            });
+        }
+    });
+}
+
+// gx += a (x - mean) + b: what the norm's sums contribute.
+template <class T>
+void add_sums(const Module& m, const Wide& wide, const T* x, const float* a, const float* b, T* gx, int64_t threads) {
+    const int64_t c = m.c();
+    Scratch packed(m.C * c);
+    pack(a, m.C, m.C, packed);
+    parallel(threads, [&](int64_t thread, int64_t of) {
+        const Range mine = share(m.pixels(), thread, of);
+        constexpr int64_t SPACE = 144;
+        Scratch in(SPACE * c), result(SPACE * c);
+        const Rows<T> pixels = centered(m, x, wide.minus_mean), so_far{gx, nullptr, nullptr, nullptr, b, m.C};
+        for (int64_t first = mine.begin; first < mine.end; first += SPACE) {
+            const int64_t n = least(SPACE, mine.end - first);
+            pack_rows(pixels, first, n, SPACE, in);
+            pack_rows(so_far, first, n, SPACE, result);
+            Term term{in, SPACE * PANEL, packed, m.C};
+            product(&term, 1, n, 0, panels(m.C), m.C, result, SPACE * PANEL, true);
+            unpack_rows(result, SPACE, first, n, m.C, gx);
+        }
+    });
+}
+
+template <class T>
+void backward(const Module& m, const T* grad, const T* x, const float* var, const float* x_mean,
+              const float* covariance, T* gx, float* gw1, float* ggamma, float* gbeta, float* gw2, int64_t threads) {
+    const Wide wide(m, x_mean, var);
+    const Sums sums(m, threads);
+    backward_bands(m, wide, grad, x, gx, sums, threads);
+    finish_weight_gradient(m.second(), sums.w2, threads, gw2, nullptr);
+    finish_weight_gradient(m.first(), sums.w1, threads, gw1, nullptr, true);
+    const double pixels = (double)m.pixels();
+    Scratch a(m.C * m.C), b(m.c()), row(m.C);
+    clear(a, m.C * m.C);
+    clear(b, m.c());
+    for (int64_t e = 0; e < m.E; e++) {
+        const float* w = m.w1 + e * m.C;
+        float* g = gw1 + e * m.C;  // the sum of g (x - mean)' so far
+        double of_g = 0, of_both = 0;
+        for (int64_t t = 0; t < threads; t++) of_g += sums.of_g()[t * m.e() + e];
+        for (int64_t i = 0; i < m.C; i++) of_both += (double)w[i] * g[i];
+        const double inverse = 1 / std::sqrt((double)var[e] + m.eps);
+        gbeta[e] = (float)of_g;
+        ggamma[e] = (float)(of_both * inverse);
+        const float by_u = (float)(-wide.scale[e] * inverse * inverse * of_both / pixels);
+        const float constant = (float)(-wide.scale[e] * of_g / pixels);
+        clear(row, m.C);
+        for (int64_t i = 0; i < m.C; i++) {
+            const float factor = w[i] * by_u;
+            b[i] += w[i] * constant;
+            for (int64_t j = 0; j < m.C; j++) a[i * m.C + j] += factor * w[j];
+            for (int64_t j = 0; j < m.C; j++) row[j] += w[i] * covariance[i * m.C + j];
+        }
+        for (int64_t j = 0; j < m.C; j++) g[j] = wide.scale[e] * g[j] + by_u * (float)pixels * row[j];
+    }
+    add_sums(m, wide, x, a, b, gx, threads);
 }
 
 }  // namespace
 
+#define MODULE                                                                                                   \
+    int64_t N, int64_t C, int64_t H, int64_t W, int64_t E, int64_t K, int64_t stride, const void *x,             \
+        const float *w1, const float *gamma, const float *beta, const float *w2, const int64_t *offsets, int64_t runs, \
+        float eps
+#define THE_MODULE {N, C, H, W, E, K, stride, w1, w2, gamma, beta, offsets, runs, eps}
+
 // Tensors are channels last, of dtype 0 float32 or 1 bfloat16; weights and statistics are float32.
-API void starshift_csc_forward(int64_t dtype, int64_t N, int64_t C, int64_t H, int64_t W, int64_t E, int64_t K,
-                               int64_t stride, const void* x, const float* w1, const float* gamma, const float* beta,
-                               const float* w2, const int64_t* offsets, int64_t runs, float eps, void* u, float* mean,
-                               float* var, void* z, int64_t threads) {
-    Pointers p{w1, w2, gamma, beta, mean, var, offsets, runs, eps};
+API void starshift_csc_forward(int64_t dtype, MODULE, void* z, float* mean, float* var, float* x_mean,
+                               float* covariance, int64_t threads) {
+    const Module m THE_MODULE;
     if (dtype == 0)
-        forward(N, C, H, W, E, K, stride, (const float*)x, p, (float*)u, mean, var, (float*)z, threads);
+        forward(m, (const float*)x, mean, var, x_mean, covariance, (float*)z, threads);
     else
-        forward(N, C, H, W, E, K, stride, (const bf16*)x, p, (bf16*)u, mean, var, (bf16*)z, threads);
+        forward(m, (const bf16*)x, mean, var, x_mean, covariance, (bf16*)z, threads);
 }
 
-API void starshift_csc_backward(int64_t dtype, int64_t N, int64_t C, int64_t H, int64_t W, int64_t E, int64_t K,
-                                int64_t stride, const void* grad, const void* x, const float* w1, const float* gamma,
-                                const float* beta, const float* w2, const void* u, const float* mean, const float* var,
-                                const int64_t* offsets, int64_t runs, float eps, void* gx, float* gw1, float* ggamma,
-                                float* gbeta, float* gw2, int64_t threads) {
-    Pointers p{w1, w2, gamma, beta, mean, var, offsets, runs, eps};
+API void starshift_csc_backward(int64_t dtype, MODULE, const void* grad, const float* var, const float* x_mean,
+                                const float* covariance, void* gx, float* gw1, float* ggamma, float* gbeta, float* gw2,
+                                int64_t threads) {
+    const Module m THE_MODULE;
     if (dtype == 0)
-        backward(N, C, H, W, E, K, stride, (const float*)grad, (const float*)x, (const float*)u, p, (float*)gx, gw1,
-                 ggamma, gbeta, gw2, threads);
+        backward(m, (const float*)grad, (const float*)x, var, x_mean, covariance, (float*)gx, gw1, ggamma, gbeta, gw2,
+                 threads);
     else
-        backward(N, C, H, W, E, K, stride, (const bf16*)grad, (const bf16*)x, (const bf16*)u, p, (bf16*)gx, gw1,
-                 ggamma, gbeta, gw2, threads);
+        backward(m, (const bf16*)grad, (const bf16*)x, var, x_mean, covariance, (bf16*)gx, gw1, ggamma, gbeta, gw2,
+                 threads);
 }

@@ -20,8 +20,8 @@ LAST = torch.channels_last
 @cache
 def _functions() -> Any:
     return (
-        _native.function("starshift_csc_forward", "iiiiiiiipppppaifppppi"),
-        _native.function("starshift_csc_backward", "iiiiiiiipppppppppaifpppppi"),
+        _native.function("starshift_csc_forward", "iiiiiiiipppppaifpppppi"),
+        _native.function("starshift_csc_backward", "iiiiiiiipppppaifpppppppppi"),
     )
 
 
@@ -31,18 +31,15 @@ def _supports(x: Tensor, w1: Tensor, *_: Any) -> bool:
 
 def _run(
     x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offsets: list[int], stride: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, _, h, w = x.shape
-    u = torch.empty((n, w1.shape[0], h, w), dtype=x.dtype, memory_format=LAST)
+) -> tuple[Tensor, ...]:
+    n, c, h, w = x.shape
     z = torch.empty((n, w2.shape[0], -(-h // stride), -(-w // stride)), dtype=x.dtype, memory_format=LAST)
-    mean, var = torch.empty(w1.shape[0]), torch.empty(w1.shape[0])
+    mean, var, x_mean, covariance = (torch.empty(size) for size in (w1.shape[0], w1.shape[0], c, (c, c)))
     _functions()[0](
         *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *_small(w1, weight, bias, w2)),
-        *(offsets, len(offsets) // 3, eps, u, mean, var, z, _native.threads()),
+        *(offsets, len(offsets) // 3, eps, z, mean, var, x_mean, covariance, _native.threads()),
     )
-    first = _layout(x, w1)
-    second = LAST if LAST in (first, suggest_memory_format(w2)) else torch.contiguous_format
-    return z.contiguous(memory_format=second), u.contiguous(memory_format=first), mean, var
+    return z.contiguous(memory_format=_layout(x, w1, w2)), mean, var, x_mean, covariance
 
 
 def _backward_supports(grad: Tensor, x: Tensor, w1: Tensor, *_: Any) -> bool:
@@ -56,22 +53,23 @@ def _run_backward(
     weight: Tensor,
     bias: Tensor,
     w2: Tensor,
-    u: Tensor,
     mean: Tensor,
     var: Tensor,
+    x_mean: Tensor,
+    covariance: Tensor,
     offsets: list[int],
     stride: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
     first = _layout(x, w1)
-    second = LAST if LAST in (first, suggest_memory_format(w2)) else torch.contiguous_format
-    grad, x, u = (t.contiguous(memory_format=LAST) for t in (grad, x, u))
+    second = _layout(x, w1, w2)
+    grad, x = (t.contiguous(memory_format=LAST) for t in (grad, x))
     gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
     gw1, gw2 = torch.empty(w1.shape, memory_format=first), torch.empty(w2.shape, memory_format=second)
     gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
     _functions()[1](
-        *(*_sizes(x, w1, w2, stride), grad, x, *_small(w1, weight, bias, w2), u, mean, var),
-        *(offsets, len(offsets) // 3, eps, gx, gw1, gweight, gbias, gw2, _native.threads()),
+        *(*_sizes(x, w1, w2, stride), x, *_small(w1, weight, bias, w2), offsets, len(offsets) // 3, eps),
+        *(grad, var, x_mean, covariance, gx, gw1, gweight, gbias, gw2, _native.threads()),
     )
     return (
         gx.contiguous(memory_format=first),
@@ -90,9 +88,9 @@ def _small(*tensors: Tensor) -> list[Tensor]:
     ]
 
 
-def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Of a convolution's results: channels last where either operand is."""
-    return LAST if LAST in (suggest_memory_format(x), suggest_memory_format(weight)) else torch.contiguous_format
+def _layout(*tensors: Tensor) -> torch.memory_format:
+    """Of a convolution's results: channels last where an operand is."""
+    return LAST if LAST in map(suggest_memory_format, tensors) else torch.contiguous_format
 
 
 if _native.available():

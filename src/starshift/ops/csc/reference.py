@@ -13,11 +13,15 @@ from starshift.ops.shift.reference import shift_conv2d, shift_conv2d_backward
 
 def csc(
     x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offsets: list[int], stride: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(z, u, mean, var): the result, the wide tensor before its norm, and u's batch statistics."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The result; mean and biased variance of the wide tensor u = w1 x; mean and biased covariance (C, C) of x."""
     u = F.conv2d(x, w1.to(x.dtype))
     r, mean, var = batch_norm_act(u, weight, bias, None, None, None, eps, "relu")
-    return shift_conv2d(r, w2.to(x.dtype), None, offsets, stride), u, mean, var
+    pixels = x.to(mean.dtype).movedim(1, -1).reshape(-1, x.shape[1])
+    x_mean = pixels.mean(0)
+    away = pixels - x_mean
+    covariance = away.T @ away / max(1, len(pixels))
+    return shift_conv2d(r, w2.to(x.dtype), None, offsets, stride), mean, var, x_mean, covariance
 
 
 def csc_backward(
@@ -27,14 +31,16 @@ def csc_backward(
     weight: Tensor,
     bias: Tensor,
     w2: Tensor,
-    u: Tensor,
     mean: Tensor,
     var: Tensor,
+    x_mean: Tensor,
+    covariance: Tensor,
     offsets: list[int],
     stride: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (x, w1, weight, bias, w2)."""
+    u = F.conv2d(x, w1.to(x.dtype))
     r = batch_norm_act(u, weight, bias, None, mean, var, eps, "relu")[0]
     r_grad, w2_grad, _ = shift_conv2d_backward(grad, r, w2.to(x.dtype), offsets, stride)
     u_grad, _, weight_grad, bias_grad = batch_norm_act_backward(

@@ -61,14 +61,19 @@ inline __attribute__((noinline)) void tiles(const Term* terms, int count, float*
                                             int64_t rows) {
     Term moved[2];
     for (int t = 0; t < count; t++) moved[t] = terms[t];
-    for (int64_t r = 0; r < rows; r += R) {
+    int64_t r = 0;
+    for (; r < rows - (R > 8 ? 8 : 0); r += R) {
         tile<R, P, V>(moved, count, c + r * PANEL, c_stride, add);
         for (int t = 0; t < count; t++) moved[t].a += R * PANEL;
     }
+    if (R > 8 && r + 4 < rows)
+        tile<8, P, V>(moved, count, c + r * PANEL, c_stride, add);
+    else if (r < rows)
+        tile<4, P, V>(moved, count, c + r * PANEL, c_stride, add);
 }
 
-// c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. rows is a multiple of ROW_MULTIPLE.
-// c's panels are c_stride floats apart.
+// c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next ROW_MULTIPLE more rows
+// of a and c are read and written. c's panels are c_stride floats apart.
 inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
                     int64_t c_stride, bool add) {
     for (int64_t p = first; p < last;) {

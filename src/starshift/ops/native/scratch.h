@@ -42,7 +42,7 @@ class Scratch {
         bool used = false;
     };
     struct Blocks {
-        static constexpr int COUNT = 16;
+        static constexpr int COUNT = 32;
         Kept blocks[COUNT];
         ~Blocks() {
             for (Kept& k : blocks) std::free(k.data);

@@ -52,6 +52,7 @@ class Table {
             for (int64_t lane = 0; lane < group.n; lane++) {
                 int64_t c = first + lane, t = 0;
                 reach = most(reach, dy[c] < 0 ? -dy[c] : dy[c]);
+                reach_x = most(reach_x, dx[c] < 0 ? -dx[c] : dx[c]);
                 while (t < group.taps && (free[t].dy != dy[c] || free[t].dx != dx[c])) t++;
                 if (t == group.taps) {
                     free[t] = {V{}, dy[c], dx[c]};
@@ -65,7 +66,7 @@ class Table {
     const Group<V>& operator[](int64_t g) const { return group_[g]; }
 
     const int64_t count;
-    int64_t reach = 0;  // the largest |dy|
+    int64_t reach = 0, reach_x = 0;  // the largest |dy| and |dx|
 
   private:
     static constexpr int64_t WORDS = sizeof(Tap<V>) / 4, GROUP_WORDS = sizeof(Group<V>) / 4;
