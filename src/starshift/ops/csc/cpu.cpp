@@ -28,6 +28,8 @@ struct Module {
     int64_t e() const { return panels(E) * PANEL; }
     int64_t pixels() const { return N * H * W; }
     int64_t at_once() const { return E > 512 ? 72 : 144; }  // pixels
+    // Lines of a panel that holds whole rows of so many pixels, and what a product of the last of them writes.
+    int64_t space(int64_t width) const { return round_up(most(1, at_once() / width) * width + ROW_MULTIPLE, ROW_MULTIPLE); }
     Shape first() const { return {N, E, H, W, C, 1}; }      // of the gradients (E, C) and (E, K), see conv.h
     Shape second() const { return {N, E, H, W, K, stride}; }
 };
@@ -142,30 +144,34 @@ INLINE void in_steps(Range rows, int64_t width, int64_t pixels, const F& f) {
     for (int64_t y = rows.begin; y < rows.end; y += step) f(y, least(y + step, rows.end));
 }
 
+// Panels first .. last of a row of `to`: the row-th W pixels of a matrix times another.
+INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int64_t first, int64_t last, int64_t y) {
+    term.a += row * W * PANEL;
+    product(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, false);
+}
+
 // r for the rows in and beside a band of image n, which begins at row `origin`.
 template <class T>
 void activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range rows, int64_t origin, int64_t border,
-              const Padded& r, float* in, float* temp) {
+              const Padded& r, float* in) {
     for (int64_t y = origin - border; y < rows.begin; y++) r.clear_row(y - origin);
-    const int64_t space = round_up(most(1, m.at_once() / m.W) * m.W, ROW_MULTIPLE), panel = space * PANEL;
+    const int64_t space = m.space(m.W);
     const Rows<T> pixels = centered(m, x, wide.minus_mean);
     in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
         pack_rows(pixels, (n * m.H + first) * m.W, (last - first) * m.W, space, in);
-        for (int64_t p = 0; p < panels(m.E); p += STEP) {
-            const int64_t end = least(p + STEP, panels(m.E));
-            Term term{in, panel, wide.up, m.C};
-            product(&term, 1, (last - first) * m.W, p, end, m.e(), temp - p * panel, panel, false);
-            for (int64_t o = p; o < end; o++)
-                for (int v = 0; v < VECTORS; v++) {
-                    const vf bias = load(wide.bias + o * PANEL + v * VL);
-                    const float* from = temp + (o - p) * panel + v * VL;
-                    for (int64_t y = first; y < last; y++) {
-                        float* to = r.at(o, y - origin, 0) + v * VL;
-                        for (int64_t i = 0; i < m.W; i++, from += PANEL)
-                            store(to + i * PANEL, vmax0(load(from) + bias));
+        for (int64_t p = 0; p < panels(m.E); p += STEP)
+            for (int64_t y = first; y < last; y++) {
+                const int64_t end = least(p + STEP, panels(m.E));
+                row_product({in, space * PANEL, wide.up, m.C}, y - first, m.W, r, p, end, y - origin);
+                for (int64_t o = p; o < end; o++) {
+                    for (int v = 0; v < VECTORS; v++) {
+                        const vf bias = load(wide.bias + o * PANEL + v * VL);
+                        float* at = r.at(o, y - origin, 0) + v * VL;
+                        for (int64_t i = 0; i < m.W; i++, at += PANEL) store(at, vmax0(load(at) + bias));
                     }
+                    r.trim(o, y - origin);
                 }
-        }
+            }
     });
 }
 
@@ -198,16 +204,15 @@ void forward(const Module& m, const T* x, float* mean, float* var, float* x_mean
     pack_transposed(m.w2, m.K, m.E, packed);
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.N * bands.count, thread, of);
-        const int64_t space_in = round_up(most(1, m.at_once() / m.W) * m.W, ROW_MULTIPLE);
-        const int64_t space = round_up(most(1, m.at_once() / Wo) * Wo, ROW_MULTIPLE), panel = space * PANEL;
+        const int64_t space_in = m.space(m.W), space = m.space(Wo), panel = space * PANEL;
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        Scratch in(space_in * m.c()), temp(STEP * space_in * PANEL), gathered(space * m.e()), result(space * k);
+        Scratch in(space_in * m.c()), gathered(space * m.e()), result(space * k);
         r.clear();
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
             const Range around = widened(rows, reach, m.H);
-            activate(m, wide, x, n, around, rows.begin, reach, r, in, temp);
+            activate(m, wide, x, n, around, rows.begin, reach, r, in);
             for (int64_t y = around.end; y < rows.end + reach; y++) r.clear_row(y - rows.begin);
             in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
                 for (int64_t p = 0; p < panels(m.E); p++)
@@ -257,6 +262,17 @@ void at_hidden(const Module& m, const Table<vi>& back, const Padded& r, const Pa
     }
 }
 
+// Panels p .. end of rows first .. last of z to where they stand among the rows of x.
+void spread(const Module& m, const float* from, int64_t panel, int64_t p, int64_t end, int64_t first, int64_t last,
+            int64_t origin, const Padded& to) {
+    for (int64_t o = p; o < end; o++, from += panel)
+        for (int64_t y = first; y < last; y++)
+            for (int64_t i = 0; i < m.Wo(); i++)
+                for (int v = 0; v < PANEL; v += VL)
+                    store(to.at(o, y * m.stride - origin, i * m.stride) + v,
+                          load(from + ((y - first) * m.Wo() + i) * PANEL + v));
+}
+
 // All but what the norm's sums contribute to the gradient of x.
 template <class T>
 void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x, T* gx, const Sums& sums,
@@ -268,11 +284,10 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
     pack(m.w2, m.K, m.E, packed);
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.N * bands.count, thread, of);
-        const int64_t space_in = round_up(most(1, m.at_once() / m.W) * m.W, ROW_MULTIPLE), in_panel = space_in * PANEL;
-        const int64_t space = round_up(most(1, m.at_once() / Wo) * Wo, ROW_MULTIPLE), panel = space * PANEL;
+        const int64_t space_in = m.space(m.W), in_panel = space_in * PANEL, space = m.space(Wo), panel = space * PANEL;
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         const Padded dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        Scratch in(space_in * c), temp(STEP * most(in_panel, panel)), dz(space * k), g(space_in * m.e()), dx(space_in * c);
+        Scratch in(space_in * c), temp(STEP * panel), dz(space * k), g(space_in * m.e()), dx(space_in * c);
         const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = centered(m, x, wide.minus_mean);
         r.clear();
         dh.clear();
@@ -280,25 +295,26 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
             const Range around = widened(rows, reach, m.H);
-            activate(m, wide, x, n, around, rows.begin, reach, r, in, temp);
+            activate(m, wide, x, n, around, rows.begin, reach, r, in);
             for (int64_t y = around.end; y < rows.end + reach; y++) r.clear_row(y - rows.begin);
             auto through_second = [&](Range part, bool count) {
                 in_steps(part, Wo, m.at_once(), [&](int64_t first, int64_t last) {
                     pack_rows(grads, (n * m.Ho() + first) * Wo, (last - first) * Wo, space, dz);
                     for (int64_t p = 0; p < panels(m.E); p += STEP) {
                         const int64_t end = least(p + STEP, panels(m.E));
-                        Term term{dz, panel, packed, m.K};
-                        product(&term, 1, (last - first) * Wo, p, end, m.e(), temp - p * panel, panel, false);
-                        for (int64_t o = p; o < end; o++) {
-                            float* from = temp + (o - p) * panel;
-                            for (int64_t y = first; y < last; y++)
-                                for (int64_t i = 0; i < Wo; i++)
-                                    for (int v = 0; v < PANEL; v += VL)
-                                        store(dh.at(o, y * m.stride - rows.begin, i * m.stride) + v,
-                                              load(from + ((y - first) * Wo + i) * PANEL + v));
-                            if (!count) continue;
-                            displaced_panel(m, wide.table, r, o, first, last, rows.begin, from);
-                            add_weight_gradient(m.second(), from, dz, space, (last - first) * Wo, o, o + 1,
+                        const Term term{dz, panel, packed, m.K};
+                        if (m.stride == 1) {
+                            for (int64_t y = first; y < last; y++) {
+                                row_product(term, y - first, Wo, dh, p, end, y - rows.begin);
+                                for (int64_t o = p; o < end; o++) dh.trim(o, y - rows.begin);
+                            }
+                        } else {
+                            product(&term, 1, (last - first) * Wo, p, end, m.e(), temp - p * panel, panel, false);
+                            spread(m, temp, panel, p, end, first, last, rows.begin, dh);
+                        }
+                        for (int64_t o = p; count && o < end; o++) {
+                            displaced_panel(m, wide.table, r, o, first, last, rows.begin, temp);
+                            add_weight_gradient(m.second(), temp, dz, space, (last - first) * Wo, o, o + 1,
                                                 sums.w2 + thread * sums.size2);
                         }
                     }

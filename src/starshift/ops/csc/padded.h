@@ -4,10 +4,11 @@
 #include "../shift/gather.h"
 
 // Pixels (y, x) with y in -reach_y .. rows + reach_y and x in -reach_x .. W + reach_x; outside the image they are zero.
+// Matrix products write their results here, row after row, and some pixels more than there are: `trim` clears those.
 class Padded {
   public:
     Padded(int64_t channels, int64_t rows, int64_t W, int64_t reach_y, int64_t reach_x)
-        : line((W + 2 * reach_x) * PANEL), panel((rows + 2 * reach_y) * line), W_(W), reach_y_(reach_y),
+        : line((round_up(W, WRITTEN) + 2 * reach_x) * PANEL), panel((rows + 2 * reach_y) * line), W_(W), reach_y_(reach_y),
           reach_x_(reach_x), room_(panel * panels(channels)), data_(room_), size_(panel * panels(channels)) {}
     void clear() const {
         for (int64_t i = 0; i < size_; i++) data_[i] = 0;
@@ -15,6 +16,10 @@ class Padded {
     void clear_row(int64_t y) const {
         for (int64_t at = 0; at < size_; at += panel)
             for (int64_t i = 0; i < line; i++) data_[at + (y + reach_y_) * line + i] = 0;
+    }
+    void trim(int64_t p, int64_t y) const {
+        for (float* pixel = at(p, y, W_); pixel < at(p, y, round_up(W_, WRITTEN)); pixel += PANEL)
+            for (int i = 0; i < PANEL; i++) pixel[i] = 0;
     }
     float* at(int64_t p, int64_t y, int64_t x) const {
         return data_ + p * panel + (y + reach_y_) * line + (x + reach_x_) * PANEL;

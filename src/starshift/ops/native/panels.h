@@ -12,6 +12,8 @@ constexpr int PANEL = 16;
 constexpr int VECTORS = PANEL / VL;  // in a line of a panel
 constexpr int ROW_MULTIPLE = 12;     // rows of a left operand are rounded up to this (the tiles read, and discard, them)
 
+constexpr int WRITTEN = VL == 16 ? 4 : ROW_MULTIPLE;  // a product writes rows up to a multiple of this
+
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -72,8 +74,8 @@ inline __attribute__((noinline)) void tiles(const Term* terms, int count, float*
         tile<4, P, V>(moved, count, c + r * PANEL, c_stride, add);
 }
 
-// c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next ROW_MULTIPLE more rows
-// of a and c are read and written. c's panels are c_stride floats apart.
+// c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
+// more rows of a and c are read and written. c's panels are c_stride floats apart.
 inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
                     int64_t c_stride, bool add) {
     for (int64_t p = first; p < last;) {
