@@ -3,8 +3,10 @@
 #include "check.h"
 
 #define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-extern "C" void starshift_depthwise_forward(int64_t, int64_t, const int64_t*, SOURCE, const float*, const float*, void*,
-                                            const void*, const float*, const float*, double*);
+extern "C" int64_t starshift_depthwise_packed(const int64_t*);
+extern "C" void starshift_depthwise_pack(const int64_t*, const float*, const float*, float*);
+extern "C" void starshift_depthwise_forward(int64_t, int64_t, const int64_t*, SOURCE, const float*, void*, const void*,
+                                            const float*, const float*, double*);
 extern "C" void starshift_depthwise_backward(int64_t, int64_t, const int64_t*, SOURCE, SOURCE, const float*, void*,
                                              const void*, const float*, const void*, const float*, double*, float*,
                                              float*);
@@ -92,7 +94,9 @@ static void run(Random& r, bool large) {
     std::vector<double> sums_(2 * in.c), sums_in_(2 * in.c);
     const float* scale = plain_out ? nullptr : sample.floats();
     const int64_t threads = 2;
-    starshift_depthwise_forward(dtype, threads, sizes, ARGUMENTS(x), weight.floats(), bias.floats(), out_.data,
+    std::vector<float> packed(starshift_depthwise_packed(sizes));
+    starshift_depthwise_pack(sizes, weight.floats(), bias.floats(), packed.data());
+    starshift_depthwise_forward(dtype, threads, sizes, ARGUMENTS(x), packed.data(), out_.data,
                                 plain_out ? nullptr : residual.data, scale, center.floats(), summed ? sums_.data() : nullptr);
     check("forward", out_, conv, where);
     if (summed) check("sums", sums_, sums, 0, where);

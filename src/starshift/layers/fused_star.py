@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.layers import DropPath
@@ -13,6 +14,7 @@ from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.norm import has_kernels, is_watched
 from starshift.ops._operator import autocast_dtype
 from starshift.ops.star_block import Weights, star_block
+from starshift.ops.star_block.infer import Folded, Prepared
 
 _PARTS = {
     "dwconv": ("conv", "bn"),
@@ -35,8 +37,8 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     return why_unfusable(block)
 
 
-def why_unfusable(block: nn.Module) -> str | None:
-    """As :func:`why_unfused`, for any input: what stands in the way inside the block."""
+def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:
+    """As :func:`why_unfused`, for any input: what stands in the way inside the block, whose norms may be folded away."""
     parts: dict[str, Any] = {}
     for name, inner in _PARTS.items():
         part = block._modules.get(name)
@@ -46,7 +48,7 @@ def why_unfusable(block: nn.Module) -> str | None:
         for child in inner:
             parts[f"{name}.{child}"] = part._modules.get(child)
     for name, part in parts.items():
-        if not _known(name, part):
+        if not (type(part) is nn.Identity if folded and name.endswith(".bn") else _known(name, part)):
             return f"{name} is {type(part).__name__}"
         if is_watched(part):
             return f"a hook on {name}"
@@ -84,6 +86,29 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
         update_running(norm1, statistics[0], statistics[1], count)
         update_running(norm2, statistics[2], statistics[3], count)
     return out
+
+
+def infer(block: Any, x: Tensor, act: str, placement: str) -> Tensor | None:
+    """The forward of a block whose norms are folded away, its weights prepared once; None where that cannot be."""
+    if (
+        block.training
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not has_kernels(x)
+        or why_unfusable(block, folded=True)
+    ):
+        return None
+    convs = (block.dwconv.conv, block.f1.conv, block.f2.conv, block.g.conv, block.dwconv2.conv)
+    weights = Folded(*(w for conv in convs for w in (conv.weight, conv.bias)))
+    if any(w is not None and w.is_inference() for w in weights):
+        return None  # such tensors do not tell when they change
+    prepared = _PREPARED.get(block)
+    if prepared is None or prepared.state != weights.state():
+        prepared = _PREPARED[block] = Prepared(weights, act, placement)
+    return prepared(x.to(autocast_dtype(x) or x.dtype))
+
+
+_PREPARED: WeakKeyDictionary[nn.Module, Prepared] = WeakKeyDictionary()
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ from starshift.layers import fused_star
 from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.layers.folding import Foldable
 from starshift.ops import ACTIVATIONS, PLACEMENTS, star_mlp
 
 MODES = ("star", "sum")
 LAYOUTS = ("both", "before", "after", "none")
 
 
-class StarBlock(nn.Module):
+class StarBlock(Foldable, nn.Module):
     """Depthwise + BN, two 1x1 branches, their star, 1x1 projection + BN, depthwise, residual (Ma et al., CVPR 2024).
 
     Args:
@@ -60,9 +61,17 @@ class StarBlock(nn.Module):
         self.g = ConvBN(nn.Conv2d(wide, dim, 1))
         self.dwconv2 = ConvBN(DepthwiseConv2d(dim, kernel_size), bn=False) if after else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.folded = False
+
+    def fold(self) -> None:
+        """The convolutions take their norms in themselves; the block then runs with weights laid out once."""
+        self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
         """As one operator where kernels and the block's parts allow it, else layer by layer."""
+        if self.mode == "star" and self.folded:
+            y = fused_star.infer(self, x, self.act, self.placement)
+            return self.by_layers(x) if y is None else y
         if self.mode == "star" and fused_star.why_unfused(self, x) is None:
             return fused_star.run(self, x, self.act, self.placement)
         return self.by_layers(x)

@@ -56,9 +56,9 @@ def why_not() -> str | None:
     return None if available() else _load()[1]
 
 
-def function(name: str, arguments: str) -> Callable[..., None]:
+def function(name: str, arguments: str, counts: bool = False) -> Callable[..., Any]:
     """The C function of this name; ``arguments`` has one letter each: ``p`` tensor or None, ``i`` int64, ``f`` float,
-    ``a`` sequence of int64.
+    ``a`` sequence of int64. It returns nothing, or with ``counts`` a number.
 
     Raises:
         StarshiftError: the library was built from older sources, which had no such function.
@@ -73,10 +73,10 @@ def function(name: str, arguments: str) -> Callable[..., None]:
         )
     kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "a": ctypes.c_void_p}
     native.argtypes = [kinds[letter] for letter in arguments]
-    native.restype = None
+    native.restype = ctypes.c_int64 if counts else None
 
-    def call(*values: Any) -> None:
-        native(*[_convert(value) for value in values])
+    def call(*values: Any) -> Any:
+        return native(*[_convert(value) for value in values])
 
     return call
 

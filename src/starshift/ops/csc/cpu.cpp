@@ -5,13 +5,13 @@
 // batch's statistics of u follow from the mean and the covariance of x, and so do the two sums that the gradient of a
 // batch norm needs: README.md has the algebra. h is made anew for a band of rows at a time, wherever it is needed.
 #include "../shift/conv.h"
+#include "chunks.h"
 #include "padded.h"
 
 #include <cmath>
 
 namespace {
 
-constexpr int64_t STEP = VL == 16 ? 2 : 1;      // panels that a tile makes at once
 constexpr int64_t CACHED = 160 * 1024;          // floats of the wide tensors of a band
 constexpr int64_t SAMPLE = 288;                 // pixels whose products are summed in float32
 

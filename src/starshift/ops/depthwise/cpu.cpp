@@ -123,17 +123,15 @@ static void add_up(const double* parts, int64_t threads, int64_t n, double* to) 
 }
 
 template <class T>
-static void forward(const Geometry& g, int64_t threads, const Source<T>& x, const float* weight, const float* bias,
-                    const Output<T>& out) {
+static void forward(const Geometry& g, int64_t threads, const Source<T>& x, const float* packed, const Output<T>& out) {
     const Passes& passes = passes_of(g);
     const bool direct = is_float<T> && x.plain(), direct_out = is_float<T> && out.plain();
     const Plan plan(g, passes, direct, 2, threads);
     threads = most(least(threads, plan.units), 1);
     const int64_t n_sums = out.sums ? 2 * g.channels : 0, per_vector = (g.taps() + 1) * VL;
-    Scratch sums(2 * threads * n_sums), packed(vectors_of(g.channels) * per_vector);
+    Scratch sums(2 * threads * n_sums);
     double* const thread_sums = (double*)(float*)sums;
     memset(thread_sums, 0, threads * n_sums * sizeof(double));
-    pack(g, weight, bias, passes.flipped, packed);
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = out;
         if (out.sums) mine.sums = thread_sums + thread * n_sums;
@@ -244,13 +242,26 @@ using namespace depthwise;
 
 // sizes: N, C, H, W, Hout, Wout, then kernel, stride, padding and dilation, each vertical first. dtype: 0 float32,
 // 1 bfloat16, of all tensors; weights, their gradients, and what has a value a channel or a sample, are float32.
+
+// How many floats starshift_depthwise_pack writes.
+API int64_t starshift_depthwise_packed(const int64_t* sizes) {
+    const Geometry g = geometry(sizes);
+    return vectors_of(g.channels) * (g.taps() + 1) * VL;
+}
+
+API void starshift_depthwise_pack(const int64_t* sizes, const float* weight, const float* bias, float* packed) {
+    const Geometry g = geometry(sizes);
+    pack(g, weight, bias, passes_of(g).flipped, packed);
+}
+
+// packed: by starshift_depthwise_pack.
 API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64_t* sizes, SOURCE(x),
-                                     const float* weight, const float* bias, void* out, const void* residual,
+                                     const float* packed, void* out, const void* residual,
                                      const float* out_scale, const float* center, double* sums) {
     const Geometry g = geometry(sizes);
     auto run = [&](auto example) {
         typedef decltype(example) T;
-        forward<T>(g, threads, SOURCE_OF(x, g.height, g.width), weight, bias,
+        forward<T>(g, threads, SOURCE_OF(x, g.height, g.width), packed,
                    {(T*)out, (const T*)residual, nullptr, out_scale, center, sums, g.out_height, g.out_width,
                     g.channels});
     };

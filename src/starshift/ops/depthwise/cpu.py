@@ -36,6 +36,15 @@ class Geometry(NamedTuple):
         return height, width
 
 
+def pack(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The weights as :func:`forward` reads them: for many calls with the same."""
+    sizes = _sizes((1, weight.shape[0], 1, 1), (0, 0, 0, 0), weight, geometry)
+    count, run = _packing
+    packed = torch.empty(count(sizes))
+    run(sizes, _float(weight), None if bias is None else _float(bias), packed)
+    return packed
+
+
 def forward(
     x: Source,
     weight: Tensor,
@@ -46,12 +55,14 @@ def forward(
     sample_scale: Tensor | None = None,
     center: Tensor | None = None,
     statistics: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """``residual + sample_scale[n] * v`` with ``v = conv(x) + bias``; with ``statistics`` also sums of v over n, h, w.
 
     Args:
         x: (N, C, H, W). weight: (C, 1, kh, kw). bias: (C,) or None. residual: like the output, or None.
         sample_scale: (N,) float32, or None for ones. center: (C,) float32, or None for zeros.
+        packed: what :func:`pack` made of weight and bias; None: it is called.
 
     Returns:
         The output, and (2, C) float64: the sums of ``v - center`` and of its square.
@@ -65,8 +76,7 @@ def forward(
         _native.threads(),
         _sizes(x.tensor.shape, out.shape, weight, geometry),
         *x.arguments(),
-        _float(weight),
-        None if bias is None else _float(bias),
+        pack(weight, bias, geometry) if packed is None else packed,
         out,
         residual,
         sample_scale,
@@ -122,7 +132,7 @@ def _float(weight: Tensor) -> Tensor:
     return weight.float().contiguous()
 
 
-def _sizes(x: torch.Size, out: torch.Size, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+def _sizes(x: Sequence[int], out: Sequence[int], weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
     stride, padding, dilation = geometry
     return (*x, out[2], out[3], *weight.shape[2:], *stride, *padding, *dilation)
 
@@ -199,7 +209,11 @@ def _run_backward(
 
 if _native.available():
     _SOURCE = "pppppp"
-    _forward = _native.function("starshift_depthwise_forward", "iia" + _SOURCE + "ppppppp")
+    _packing = (
+        _native.function("starshift_depthwise_packed", "a", counts=True),
+        _native.function("starshift_depthwise_pack", "appp"),
+    )
+    _forward = _native.function("starshift_depthwise_forward", "iia" + _SOURCE + "pppppp")
     _backward = _native.function("starshift_depthwise_backward", "iia" + 2 * _SOURCE + "ppppppppp")
     _depthwise_conv2d.add_kernel("native", "cpu", _run_forward, _supports_forward)
     _depthwise_conv2d_backward.add_kernel("native", "cpu", _run_backward, _supports_backward)

@@ -164,12 +164,12 @@ inline void pack_transposed(const float* w, int64_t rows, int64_t columns, float
             for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[(p * PANEL + i) * columns + c] : 0;
     }
 }
-// Back: the panel matrix as row-major (rows x columns), or its transpose as row-major (columns x rows).
-inline void unpack(const float* from, int64_t rows, int64_t columns, float* w) {
+// Back: `rows` of the `space` rows of a panel matrix as row-major (rows x columns), or transposed (columns x rows).
+inline void unpack(const float* from, int64_t space, int64_t rows, int64_t columns, float* w) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) w[r * columns + c] = from[(c / PANEL * rows + r) * PANEL + c % PANEL];
+        for (int64_t c = 0; c < columns; c++) w[r * columns + c] = from[(c / PANEL * space + r) * PANEL + c % PANEL];
 }
-inline void unpack_transposed(const float* from, int64_t rows, int64_t columns, float* w) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) w[c * rows + r] = from[(c / PANEL * rows + r) * PANEL + c % PANEL];
+inline void unpack_transposed(const float* from, int64_t space, int64_t rows, int64_t columns, float* w) {
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = 0; r < rows; r++) w[c * rows + r] = from[(c / PANEL * space + r) * PANEL + c % PANEL];
 }

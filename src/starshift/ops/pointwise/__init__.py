@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from starshift.errors import StarshiftError, nearest
@@ -23,12 +22,12 @@ _pointwise_conv2d_backward = Operator(
 )
 _pointwise_mlp = Operator(
     "pointwise_mlp",
-    "(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str act, bool keep) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str act) -> Tensor",
     reference.pointwise_mlp,
 )
 _pointwise_mlp_backward = Operator(
     "pointwise_mlp_backward",
-    "(Tensor grad, Tensor x, Tensor hidden, Tensor w1, Tensor? b1, Tensor w2, str act)"
+    "(Tensor grad, Tensor x, Tensor w1, Tensor? b1, Tensor w2, str act)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.pointwise_mlp_backward,
 )
@@ -58,7 +57,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str = "gelu") -> Tensor:
-    """``w2 act(w1 x + b1) + b2`` for every pixel, in pieces whose hidden units stay in cache.
+    """``w2 act(w1 x + b1) + b2`` for every pixel; the hidden units are not kept, backward makes them again.
 
     Args:
         x: (N, C, H, W) with 1x1 convolution weights, or (..., C) with weights of two dimensions.
@@ -85,9 +84,7 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tens
     _check("pointwise_mlp", x, w1)
     if w1.dim() != w2.dim() or w2.shape[1] != w1.shape[0] or (w2.dim() == 4 and w2.shape[2:] != (1, 1)):
         raise StarshiftError(f"pointwise_mlp: weights {tuple(w1.shape)} and {tuple(w2.shape)} do not follow each other")
-    x, w1, b1, w2, b2 = cast(autocast_dtype(x), x, w1, b1, w2, b2)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, b2))
-    return _pointwise_mlp(x, w1, b1, w2, b2, act, keep)[0]
+    return _pointwise_mlp(*cast(autocast_dtype(x), x, w1, b1, w2, b2), act)
 
 
 def _check(name: str, x: Tensor, weight: Tensor) -> None:
@@ -111,22 +108,16 @@ def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return x, weight, bias if ctx.has_bias else None
 
 
-def _setup_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, w1, b1, w2, b2, ctx.act, ctx.keep = inputs
-    hidden = output[1]
-    ctx.mark_non_differentiable(hidden)
-    ctx.set_materialize_grads(False)  # no zeros in the size of hidden
-    ctx.has_bias = (b1 is not None, b2 is not None)
-    ctx.save_for_backward(x, hidden, w1, b1, w2)
+def _setup_mlp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w1, b1, w2, b2, ctx.act = inputs
+    ctx.has_b2 = b2 is not None
+    ctx.save_for_backward(x, w1, b1, w2)
 
 
-def _backward_mlp(ctx: Any, grad: Tensor, _hidden_grad: None) -> tuple[Any, ...]:
-    x, hidden, w1, b1, w2 = ctx.saved_tensors
-    if not ctx.keep:
-        hidden = _pointwise_conv2d(x, w1, None)
-    x_grad, w1_grad, b1_grad, w2_grad, b2_grad = _pointwise_mlp_backward(grad, x, hidden, w1, b1, w2, ctx.act)
-    b1_grad, b2_grad = (g if there else None for g, there in zip((b1_grad, b2_grad), ctx.has_bias, strict=True))
-    return x_grad, w1_grad, b1_grad, w2_grad, b2_grad, None, None
+def _backward_mlp(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, w1, b1, w2 = ctx.saved_tensors
+    x_grad, w1_grad, b1_grad, w2_grad, b2_grad = _pointwise_mlp_backward(grad, x, w1, b1, w2, ctx.act)
+    return x_grad, w1_grad, None if b1 is None else b1_grad, w2_grad, b2_grad if ctx.has_b2 else None, None
 
 
 _pointwise_conv2d.differentiable(_setup_conv, _backward_conv)

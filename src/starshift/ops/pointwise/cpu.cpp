@@ -1,40 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What of a pointwise convolution, and of two with an activation between them, torch's matrix products leave slow: the
-// gradient of the weights, and the pass over the hidden units. Tensors are rows (pixels) of channels.
-#include "activation.h"
-#include "panels.h"
+// Two pointwise convolutions with an activation between them; and the gradient of one's weights, which torch's matrix
+// products leave slow. Tensors are rows (pixels) of channels.
+#include "mlp.h"
 
 namespace {
-
-// f(row, column, n) for every vector of this thread's rows.
-template <class F>
-void every(int64_t rows, int64_t columns, int64_t threads, const F& f) {
-    parallel(rows * columns < 1 << 14 ? 1 : threads, [=](int64_t thread, int64_t of) {
-        Range mine = share(rows, thread, of);
-        for (int64_t r = mine.begin; r < mine.end; r++)
-            for (int64_t c = 0; c < columns; c += VL) f(r * columns + c, c, (int)least(VL, columns - c));
-    });
-}
-
-template <class Act, class T>
-void hidden_forward(const T* hidden, const float* bias, int64_t rows, int64_t columns, T* out, int64_t threads) {
-    every(rows, columns, threads, [=](int64_t at, int64_t c, int n) {
-        vf z = load_n(hidden + at, n);
-        if (bias) z += load_n(bias + c, n);
-        store_n(out + at, Act::forward(z), n);
-    });
-}
-
-template <class Act, class T>
-void hidden_backward(const T* hidden, const float* bias, int64_t rows, int64_t columns, T* grad, T* out,
-                     int64_t threads) {
-    every(rows, columns, threads, [=](int64_t at, int64_t c, int n) {
-        vf z = load_n(hidden + at, n);
-        if (bias) z += load_n(bias + c, n);
-        store_n(out + at, Act::forward(z), n);
-        store_n(grad + at, Act::backward(load_n(grad + at, n), z), n);
-    });
-}
 
 // Rows of x into panels of `space` rows, read in the order in which they lie. Adds up columns.
 template <class T>
@@ -91,28 +60,26 @@ void weight_gradient(const T* grad, const T* x, int64_t M, int64_t K, int64_t C,
 
 }  // namespace
 
-// out = act(hidden + bias); rows x columns each, bias may be null.
-API void starshift_hidden_forward(int64_t dtype, const void* hidden, const float* bias, int64_t rows, int64_t columns,
-                                  int64_t act, void* out, int64_t threads) {
-    with_activation(act, [&](auto a) {
-        using Act = decltype(a);
-        if (dtype == 0)
-            hidden_forward<Act>((const float*)hidden, bias, rows, columns, (float*)out, threads);
-        else
-            hidden_forward<Act>((const bf16*)hidden, bias, rows, columns, (bf16*)out, threads);
-    });
+// Rows of x (M, C), out and grad (M, N); weights (K, C) and (N, K), they and their gradients float32; biases may be null.
+API void starshift_pointwise_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, const void* x,
+                                         const float* w1, const float* b1, const float* w2, const float* b2,
+                                         int64_t act, void* out, int64_t threads) {
+    const Sizes s{M, C, K, N};
+    if (dtype == 0)
+        mlp_forward(s, (const float*)x, w1, b1, w2, b2, act, (float*)out, threads);
+    else
+        mlp_forward(s, (const bf16*)x, w1, b1, w2, b2, act, (bf16*)out, threads);
 }
 
-// out = act(hidden + bias), and grad becomes the gradient of hidden.
-API void starshift_hidden_backward(int64_t dtype, const void* hidden, const float* bias, int64_t rows, int64_t columns,
-                                   int64_t act, void* grad, void* out, int64_t threads) {
-    with_activation(act, [&](auto a) {
-        using Act = decltype(a);
-        if (dtype == 0)
-            hidden_backward<Act>((const float*)hidden, bias, rows, columns, (float*)grad, (float*)out, threads);
-        else
-            hidden_backward<Act>((const bf16*)hidden, bias, rows, columns, (bf16*)grad, (bf16*)out, threads);
-    });
+API void starshift_pointwise_mlp_backward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, const void* grad,
+                                          const void* x, const float* w1, const float* b1, const float* w2,
+                                          int64_t act, void* gx, float* gw1, float* gb1, float* gw2, float* gb2,
+                                          int64_t threads) {
+    const Sizes s{M, C, K, N};
+    if (dtype == 0)
+        mlp_backward(s, (const float*)grad, (const float*)x, w1, b1, w2, act, (float*)gx, gw1, gb1, gw2, gb2, threads);
+    else
+        mlp_backward(s, (const bf16*)grad, (const bf16*)x, w1, b1, w2, act, (bf16*)gx, gw1, gb1, gw2, gb2, threads);
 }
 
 // weight_grad (K, C) += transpose(grad (M, K)) x (M, C); bias_grad (K) += grad summed over its rows.

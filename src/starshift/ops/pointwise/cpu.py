@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointwise convolutions by torch's matrix products, and compiled kernels for what those leave slow.
-
-The forward of one convolution is torch's. Two convolutions with an activation between run in chunks of rows, so that a
-chunk's hidden units are still in cache when the activation and the second product read them.
-"""
+"""The compiled kernels of two pointwise convolutions with an activation between; and of one convolution's weight
+gradient, the rest of which is torch's."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from starshift.ops.pointwise import reference
 from starshift.ops.star.reference import ACTIVATIONS
 
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-CHUNK = 2048  # rows
 
 
 def _supports(x: Tensor, *others: Tensor | None) -> bool:
@@ -46,13 +42,22 @@ def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _sizes(rows: Tensor, w1: Tensor, w2: Tensor) -> tuple[int, ...]:
+    return _native.DTYPES[rows.dtype], rows.shape[0], rows.shape[1], w1.shape[0], w2.shape[0]
+
+
+def _float32(*weights: Tensor | None) -> list[Tensor | None]:
+    """As the kernels read them: row after row."""
+    return [None if w is None else _matrix(w).float().contiguous() if w.dim() > 1 else w.float().contiguous() for w in weights]
+
+
 def _matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1)
 
 
 if _native.available():
-    _hidden_forward = _native.function("starshift_hidden_forward", "ippiiipi")
-    _hidden_backward = _native.function("starshift_hidden_backward", "ippiiippi")
+    _mlp_forward = _native.function("starshift_pointwise_mlp_forward", "iiiiippppp" + "ipi")
+    _mlp_backward = _native.function("starshift_pointwise_mlp_backward", "iiiiippppp" + "ipppppi")
     _weight_gradient = _native.function("starshift_weight_gradient", "ippiiippi")
 
     def _add_weight_gradient(grad: Tensor, x: Tensor, weight_grad: Tensor, bias_grad: Tensor) -> None:
@@ -75,50 +80,27 @@ if _native.available():
             x_grad = grad @ weight
         return x_grad, weight_grad.view_as(weight).to(weight.dtype), bias_grad.to(weight.dtype)
 
-    def run_mlp(
-        x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        rows, m1, m2 = _rows(x, w1), _matrix(w1), _matrix(w2)
-        count, units = rows.shape[0], m1.shape[0]
-        bias = None if b1 is None else b1.float().contiguous()
-        hidden = x.new_empty(count if keep else min(count, CHUNK), units)
-        active = x.new_empty(min(count, CHUNK), units)
-        out = x.new_empty(count, m2.shape[0])
-        for i in range(0, count, CHUNK):
-            n = min(CHUNK, count - i)
-            h, a = hidden[i : i + n] if keep else hidden[:n], active[:n]
-            torch.mm(rows[i : i + n], m1.T, out=h)
-            _hidden_forward(_native.DTYPES[x.dtype], h, bias, n, units, CODES[act], a, _native.threads())
-            if b2 is None:
-                torch.mm(a, m2.T, out=out[i : i + n])
-            else:
-                torch.addmm(b2, a, m2.T, out=out[i : i + n])
-        return _like(out, x, w2), _like(hidden, x, w1) if keep else x.new_empty(0)
+    def run_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str) -> Tensor:
+        rows = _rows(x, w1)
+        out = x.new_empty(rows.shape[0], w2.shape[0])
+        _mlp_forward(*_sizes(rows, w1, w2), rows, *_float32(w1, b1, w2, b2), CODES[act], out, _native.threads())
+        return _like(out, x, w2)
 
     def run_mlp_backward(
-        grad: Tensor, x: Tensor, hidden: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str
+        grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        (w1_grad, b1_grad), (w2_grad, b2_grad) = _zeros(w1), _zeros(w2)
-        m1, m2 = _matrix(w1), _matrix(w2)
-        rows, grads, hiddens = _rows(x, w1), _rows(grad, w2), _rows(hidden, w1)
-        count, units = hiddens.shape
-        bias = None if b1 is None else b1.float().contiguous()
+        rows, grads = _rows(x, w1), _rows(grad, w2)
         out = torch.empty_like(rows)
-        active, hidden_grad = (x.new_empty(min(count, CHUNK), units) for _ in range(2))
-        for i in range(0, count, CHUNK):
-            n = min(CHUNK, count - i)
-            g, a, d = grads[i : i + n], active[:n], hidden_grad[:n]
-            torch.mm(g, m2, out=d)
-            _hidden_backward(
-                *(_native.DTYPES[x.dtype], hiddens[i : i + n], bias, n, units, CODES[act], d, a, _native.threads())
-            )
-            _add_weight_gradient(g, a, w2_grad, b2_grad)
-            _add_weight_gradient(d, rows[i : i + n], w1_grad, b1_grad)
-            torch.mm(d, m1, out=out[i : i + n])
+        w1_grad, w2_grad = torch.empty(_matrix(w1).shape), torch.empty(_matrix(w2).shape)
+        b1_grad, b2_grad = torch.empty(w1.shape[0]), torch.empty(w2.shape[0])
+        _mlp_backward(
+            *(*_sizes(rows, w1, w2), grads, rows, *_float32(w1, b1, w2), CODES[act]),
+            *(out, w1_grad, b1_grad, w2_grad, b2_grad, _native.threads()),
+        )
         grads1 = w1_grad.view_as(w1).to(w1.dtype), b1_grad.to(w1.dtype)
         return _like(out, x, w1), *grads1, w2_grad.view_as(w2).to(w2.dtype), b2_grad.to(w2.dtype)
 
     pointwise._pointwise_conv2d.add_kernel("native", "cpu", reference.pointwise_conv2d, _supports)
     pointwise._pointwise_conv2d_backward.add_kernel("native", "cpu", run_conv_backward, _supports)
     pointwise._pointwise_mlp.add_kernel("native", "cpu", run_mlp, lambda *args: _supports(*args[:5]))
-    pointwise._pointwise_mlp_backward.add_kernel("native", "cpu", run_mlp_backward, lambda *args: _supports(*args[:6]))
+    pointwise._pointwise_mlp_backward.add_kernel("native", "cpu", run_mlp_backward, lambda *args: _supports(*args[:5]))

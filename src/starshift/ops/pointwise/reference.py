@@ -27,26 +27,15 @@ def pointwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[
     return grad @ weight, rows.T @ x.reshape(-1, x.shape[-1]), rows.sum(0)
 
 
-def pointwise_mlp(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """(out, hidden): hidden is what ``w1`` gives, without its bias, where it is to be kept for the backward."""
-    hidden = pointwise_conv2d(x, w1, None)
-    out = pointwise_conv2d(ACTIVATIONS[act][0](_biased(hidden, b1, w1)), w2, b2)
-    return out, hidden if keep else x.new_empty(0)
+def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str) -> Tensor:
+    return pointwise_conv2d(ACTIVATIONS[act][0](pointwise_conv2d(x, w1, b1)), w2, b2)
 
 
 def pointwise_mlp_backward(
-    grad: Tensor, x: Tensor, hidden: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str
+    grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, act: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (x, w1, b1, w2, b2)."""
     f, df = ACTIVATIONS[act]
-    z = _biased(hidden, b1, w1)
+    z = pointwise_conv2d(x, w1, b1)
     grad, w2_grad, b2_grad = pointwise_conv2d_backward(grad, f(z), w2)
     return *pointwise_conv2d_backward(df(grad, z), x, w1), w2_grad, b2_grad
-
-
-def _biased(hidden: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
-    if bias is None:
-        return hidden
-    return hidden + (bias.view(-1, 1, 1) if weight.dim() == 4 else bias)

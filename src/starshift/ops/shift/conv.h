@@ -31,7 +31,7 @@ void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T*
                 int64_t n = least(BLOCK, s.C - c0);
                 pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in, with);
                 Term term{in, panel, packed + c0 * s.k(), n};
-                product(&term, 1, space, 0, panels(s.K), s.K, result, panel, true);
+                product(&term, 1, (last - r) * s.Wo(), 0, panels(s.K), s.K, result, panel, true);
             }
             unpack_rows(result, space, r * s.Wo(), (last - r) * s.Wo(), s.K, out);
         }
@@ -93,7 +93,7 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
                     pack_displaced(table, s, x, groups, origin + first, origin + last, space, in, Plain{});
                     add_weight_gradient(s, in, dz, space, rows, p0, p1, mine);
                     Term term{dz, space * PANEL, packed, s.K};
-                    product(&term, 1, space, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
+                    product(&term, 1, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
                 };
                 auto done = [&](int64_t image, int64_t y) {
                     T* line = gx + (image * s.H + y) * s.W * s.C;

@@ -8,8 +8,6 @@ struct Image {
     int64_t N, C, H, W;
 };
 
-typedef uint8_t bytes __attribute__((vector_size(VL * 4), aligned(1), may_alias));
-
 template <class V>
 INLINE void move(void* to, const void* from) {
     V value;
@@ -33,17 +31,9 @@ struct Run {  // all in bytes: neighbouring channels of one displacement, and wh
     int64_t step;  // from pixel to pixel; 0 where the row lies outside and `from` is zeros
 };
 
-// One run of one pixel. A short run is moved as a whole vector where the pixel has room: what comes too much lies on
-// the runs after it, which are still to be moved.
-INLINE void move_run(char* to, const char* from, int64_t n, bool room) {
-    constexpr int64_t VECTOR = VL * 4;
-    if (n >= VECTOR) {
-        int64_t i = 0;
-        for (; i + VECTOR <= n; i += VECTOR) move<bytes>(to + i, from + i);
-        if (i < n) move<bytes>(to + n - VECTOR, from + n - VECTOR);
-    } else if (room) {
-        move<bytes>(to, from);
-    } else if (n >= 16) {
+// One run of one pixel.
+INLINE void move_run(char* to, const char* from, int64_t n) {
+    if (n >= 16) {
         for (int64_t i = 0; i + 16 <= n; i += 16) move_twice<uint64_t>(to + i, from + i, 16);
         move_twice<uint64_t>(to + n - 16, from + n - 16, 16);
     } else if (n >= 8) {
@@ -55,15 +45,15 @@ INLINE void move_run(char* to, const char* from, int64_t n, bool room) {
     }
 }
 
-// Channels last: pixel after pixel, so that both tensors are gone through as they lie in memory.
+// Channels last, fewer of them than a vector has lanes: pixel after pixel, run after run.
 void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, int64_t size, const char* x, char* out,
                   int64_t threads) {
     const int64_t pixel = s.C * size, line = s.W * pixel;
     parallel(threads, [&](int64_t thread, int64_t of) {
-        Scratch room(runs * (int64_t)sizeof(Run) / 4), nothing(s.C * size / 4 + VL);
+        Scratch room(runs * (int64_t)sizeof(Run) / 4), nothing(s.C * size / 4 + 1);
         Run* run = reinterpret_cast<Run*>((float*)room);
         const char* zeros = reinterpret_cast<const char*>((float*)nothing);
-        memset((float*)nothing, 0, pixel + VL * 4);
+        memset((float*)nothing, 0, pixel);
         int64_t begin = 0, end = s.W, reach = 0, count = 0;  // pixels begin .. end: no run leaves the row
         for (int64_t r = 0, to = 0; r < runs; r++) {
             int64_t n = offsets[3 * r], dy = offsets[3 * r + 1], dx = offsets[3 * r + 2];
@@ -93,57 +83,91 @@ void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, int64_t 
                     const Run& at = run[i];
                     const char* from = at.from + p * at.step;
                     if (border && (p + at.dx < 0 || p + at.dx >= s.W)) from = zeros;
-                    move_run(to + at.to, from, at.n, at.to + VL * 4 <= pixel);
+                    move_run(to + at.to, from, at.n);
                 }
             }
         }
     });
 }
 
-// The same for runs shorter than half a vector: each vector is put together from all its displacements.
+// The same where a pixel has whole vectors. A shift moves whole pixels, so what lies on a cache line comes from one, where
+// its channels have one displacement; a vector with several is put together from all of them.
 template <class V, class E>
-void shift_mixed(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
-    struct Part {
+void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
+    constexpr int64_t LANES = Table<V>::LANES;
+    struct Part {  // one displacement of an item
         V lanes;
         const E* from;
-        int64_t step, dx;
+        int64_t step, dy, dx;
     };
-    Table<V> table(offsets, runs, s.C, 1, true);
+    struct Item {  // neighbouring vectors with one displacement, or one with several
+        int64_t channel, vectors, parts;
+    };
+    const Table<V> table(offsets, runs, s.C, 1, true);
     parallel(threads, [&](int64_t thread, int64_t of) {
-        Scratch room((s.C + Table<V>::LANES) * (int64_t)sizeof(Part) / 4);
-        Part* parts = reinterpret_cast<Part*>((float*)room);
-        E zeros[Table<V>::LANES] = {};
-        Range rows = share(s.N * s.H, thread, of);
+        Scratch part_room((s.C + LANES) * (int64_t)sizeof(Part) / 4), item_room(table.count * (int64_t)sizeof(Item) / 4);
+        Scratch nothing((s.C + LANES) * (int64_t)sizeof(E) / 4 + 1);
+        Part* parts = reinterpret_cast<Part*>((float*)part_room);
+        Item* items = reinterpret_cast<Item*>((float*)item_room);
+        const E* zeros = reinterpret_cast<const E*>((float*)nothing);
+        memset((float*)nothing, 0, (s.C + LANES) * sizeof(E));
+        int64_t count = 0, used = 0, begin = 0, end = s.W;  // pixels begin .. end: no displacement leaves the row
+        for (int64_t g = 0; g < table.count; g++) {
+            const Group<V>& group = table[g];
+            Item* last = count ? items + count - 1 : nullptr;
+            if (last && last->parts == 1 && group.taps == 1 && last->channel + last->vectors * LANES == group.channel &&
+                parts[used - 1].dy == group.tap[0].dy && parts[used - 1].dx == group.tap[0].dx) {
+                last->vectors++;
+                continue;
+            }
+            items[count++] = {group.channel, 1, group.taps};
+            for (int64_t t = 0; t < group.taps; t++) {
+                const Tap<V>& tap = group.tap[t];
+                parts[used++] = {tap.lanes, nullptr, 0, tap.dy, tap.dx};
+                begin = most(begin, -tap.dx);
+                end = least(end, s.W - tap.dx);
+            }
+        }
+        const Range rows = share(s.N * s.H, thread, of);
         for (int64_t r = rows.begin; r < rows.end; r++) {
-            int64_t y = r % s.H, begin = 0, end = s.W, count = 0;
-            for (int64_t g = 0; g < table.count; g++)
-                for (int64_t t = 0; t < table[g].taps; t++) {
-                    const Tap<V>& tap = table[g].tap[t];
-                    bool inside = y + tap.dy >= 0 && y + tap.dy < s.H;
-                    const E* from = x + ((r + tap.dy) * s.W + tap.dx) * s.C + table[g].channel;
-                    parts[count++] = {tap.lanes, inside ? from : zeros, inside ? s.C : 0, tap.dx};
-                    begin = most(begin, -tap.dx);
-                    end = least(end, s.W - tap.dx);
+            const int64_t y = r % s.H;
+            for (int64_t i = 0, p = 0; i < count; i++)
+                for (int64_t end_of_item = p + items[i].parts; p < end_of_item; p++) {
+                    const bool inside = y + parts[p].dy >= 0 && y + parts[p].dy < s.H;
+                    const E* from = x + ((r + parts[p].dy) * s.W + parts[p].dx) * s.C + items[i].channel;
+                    parts[p].from = inside ? from : zeros;
+                    parts[p].step = inside ? s.C : 0;
                 }
             E* to = out + r * s.W * s.C;
-            auto pixel = [&](int64_t p, bool border) __attribute__((always_inline)) {
+            const E* ahead = r + table.reach + 1 < s.N * s.H ? x + (r + table.reach + 1) * s.W * s.C : x + r * s.W * s.C;
+            auto pixel = [&](int64_t p, auto border) __attribute__((always_inline)) {
+                for (int64_t i = 0; i < s.C; i += 64 / (int64_t)sizeof(E)) __builtin_prefetch(ahead + p * s.C + i);
                 const Part* part = parts;
-                for (int64_t g = 0; g < table.count; g++) {
+                auto source = [&](const Part& at) {
+                    const bool outside = border && (p + at.dx < 0 || p + at.dx >= s.W);
+                    return outside ? zeros : at.from + p * at.step;
+                };
+                for (const Item* item = items; item < items + count; item++) {
+                    E* put = to + p * s.C + item->channel;
+                    if (item->parts == 1) {
+                        const E* from = source(*part++);
+                        for (int64_t v = 0; v < item->vectors; v++) move<V>(put + v * LANES, from + v * LANES);
+                        continue;
+                    }
                     V value = {};
-                    for (int64_t t = table[g].taps; t > 0; t--, part++) {
-                        bool outside = border && (p + part->dx < 0 || p + part->dx >= s.W);
+                    for (int64_t t = item->parts; t > 0; t--, part++) {
                         V read;
-                        memcpy(&read, outside ? zeros : part->from + p * part->step, sizeof(V));
+                        memcpy(&read, source(*part), sizeof(V));
                         value |= read & part->lanes;
                     }
-                    memcpy(to + p * s.C + table[g].channel, &value, sizeof(V));
+                    memcpy(put, &value, sizeof(V));
                 }
             };
             for (int64_t p = 0; p < s.W; p++)
                 if (p < begin || p >= end)
-                    pixel(p, true);
+                    pixel(p, std::true_type());
                 else
-                    pixel(p, false);
+                    pixel(p, std::false_type());
         }
     });
 }
@@ -182,11 +206,11 @@ API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, in
                            const int64_t* offsets, int64_t runs, void* out, int64_t threads) {
     Image s{N, C, H, W};
     int64_t lanes = VL * 4 / bytes;
-    bool mixed = C >= lanes && 2 * C < runs * lanes;
-    if (last && mixed && bytes == 4)
-        shift_mixed<vi>(s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
-    else if (last && mixed)
-        shift_mixed<v16>(s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
+    bool whole = C >= lanes;
+    if (last && whole && bytes == 4)
+        shift_vectors<vi>(s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
+    else if (last && whole)
+        shift_vectors<v16>(s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
     else if (last)
         shift_pixels(s, offsets, runs, bytes, (const char*)x, (char*)out, threads);
     else if (bytes == 4)

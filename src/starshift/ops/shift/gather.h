@@ -82,8 +82,11 @@ struct Steps {
 
 INLINE int64_t source(int64_t position, int64_t displacement, int64_t size, Steps steps) {  // -1: outside
     int64_t at = position * steps.times + displacement;
-    if (at < 0 || at % steps.by) return -1;
-    at /= steps.by;
+    if (at < 0) return -1;
+    if (steps.by != 1) {  // a division costs more than all the rest
+        if (at % steps.by) return -1;
+        at /= steps.by;
+    }
     return at < size ? at : -1;
 }
 

@@ -5,7 +5,7 @@
 // branches of a group, their star, and its part of the projection. Backward makes the branches again the same way.
 // M rows, C channels in, K hidden units, N channels out. Everything inside is a panel matrix (panels.h).
 #include "activation.h"
-#include "rows.h"
+#include "chunks.h"
 
 namespace {
 
@@ -110,60 +110,6 @@ Passes passes(int64_t act, int64_t placement) {
     return found;
 }
 
-struct Sizes {
-    int64_t M, C, K, N;
-    int64_t c() const { return panels(C) * PANEL; }  // as stored: whole panels
-    int64_t k() const { return panels(K) * PANEL; }
-    int64_t n() const { return panels(N) * PANEL; }
-};
-
-// The rows of one thread in equal chunks of at most `most_rows`.
-struct Chunks {
-    int64_t begin, end, size;
-    Chunks(Range range, int64_t most_rows) : begin(range.begin), end(range.end) {
-        int64_t count = most(1, (end - begin + most_rows - 1) / most_rows);
-        size = round_up((end - begin + count - 1) / count, ROW_MULTIPLE);
-    }
-};
-
-constexpr int64_t STEP = VL == 16 ? 2 : 1;  // panels that a tile makes at once
-
-INLINE int64_t chunk_rows(const Sizes& s) { return most(s.C, s.N) <= 256 ? 192 : 96; }
-
-void copy_padded(const float* from, int64_t n, int64_t space, float* to) {
-    for (int64_t i = 0; i < space; i++) to[i] = from && i < n ? from[i] : 0;
-}
-
-// This thread's panels of a weight matrix: to[column / 16][row][column % 16] = w[column * by_column + row * by_row], zero
-// for rows from `known` and columns from `columns` on.
-void pack_panels(const float* w, int64_t by_column, int64_t by_row, int64_t rows, int64_t columns, int64_t known,
-                 float* to, int64_t thread, int64_t threads) {
-    Range mine = share(panels(columns), thread, threads);
-    for (int64_t p = mine.begin; p < mine.end; p++) {
-        float* panel = to + p * rows * PANEL;
-        int64_t n = least(PANEL, columns - p * PANEL);
-        const float* from = w + p * PANEL * by_column;
-        for (int64_t i = 0; i < (known < rows || n < PANEL ? rows * PANEL : 0); i++) panel[i] = 0;
-        if (by_column == 1) {
-            for (int64_t r = 0; r < known; r++)
-                for (int64_t i = 0; i < n; i++) panel[r * PANEL + i] = from[r * by_row + i];
-            continue;
-        }
-        for (int64_t r0 = 0; r0 < known; r0 += 64)  // a block of rows that stays in the first cache while it is turned
-            for (int64_t i = 0; i < n; i++)
-                for (int64_t r = r0; r < least(known, r0 + 64); r++)
-                    panel[r * PANEL + i] = from[i * by_column + r * by_row];
-    }
-}
-
-// One panel of a branch: x w + bias.
-INLINE void add_bias(float* panel, int64_t rows, const float* bias) {
-    for (int v = 0; v < VECTORS; v++) {
-        vf b = load(bias + v * VL);
-        for (int64_t r = 0; r < rows; r++) store(panel + r * PANEL + v * VL, load(panel + r * PANEL + v * VL) + b);
-    }
-}
-
 template <class T>
 void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float* w1, const float* w2, const float* wg,
                   const float* biases, Range range, T* out, double* sums, const float* center) {
@@ -183,14 +129,14 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
                 fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
                 fetch_part(out, s.N, m, rows, p / STEP, steps);
                 float* h = hidden + (p - group) * panel;
-                product(&to_branch1, 1, space, p, end, s.k(), h - p * panel, panel, false);
-                product(&to_branch2, 1, space, p, end, s.k(), branch - p * panel, panel, false);
+                product(&to_branch1, 1, rows, p, end, s.k(), h - p * panel, panel, false);
+                product(&to_branch2, 1, rows, p, end, s.k(), branch - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++)
                     combine(hidden + (o - group) * panel, branch + (o - p) * panel, biases + o * PANEL,
                             biases + s.k() + o * PANEL, rows);
             }
             Term projection{hidden, panel, wg + group * PANEL * PANEL, (last - group) * PANEL, s.k() * PANEL};
-            product(&projection, 1, space, 0, panels(s.N), s.N, result, panel, group > 0);
+            product(&projection, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
         }
         for (int64_t p = 0; p < panels(s.N); p++)
             add_bias(result + p * panel, rows, biases + 2 * s.k() + p * PANEL);
@@ -235,9 +181,9 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                 fetch_part(grad.other, s.N, next, next_rows, p / STEP, steps);
                 fetch_part((const T*)gx, s.C, m, rows, p / STEP, steps);
                 float *hp = h + (p - group) * panel, *d1p = d1 + (p - group) * panel, *d2p = d2 + (p - group) * panel;
-                product(&to_branch1, 1, space, p, end, s.k(), d1p - p * panel, panel, false);
-                product(&to_branch2, 1, space, p, end, s.k(), d2p - p * panel, panel, false);
-                product(&to_product, 1, space, p, end, s.k(), hp - p * panel, panel, false);
+                product(&to_branch1, 1, rows, p, end, s.k(), d1p - p * panel, panel, false);
+                product(&to_branch2, 1, rows, p, end, s.k(), d2p - p * panel, panel, false);
+                product(&to_product, 1, rows, p, end, s.k(), hp - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++, hp += panel, d1p += panel, d2p += panel) {
                     int64_t j = o * PANEL;
                     combine(hp, d1p, d2p, biases + j, biases + s.k() + j, to.b1 + j, to.b2 + j, rows);
@@ -253,40 +199,45 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
             }
             int64_t k = (last - group) * PANEL, from = group * PANEL * PANEL, stride = s.k() * PANEL;
             Term back[2] = {{d1, panel, w.w1 + from, k, stride}, {d2, panel, w.w2 + from, k, stride}};
-            product(back, 2, space, 0, panels(s.C), s.C, dx, panel, group > 0);
+            product(back, 2, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
         }
         unpack_rows(dx, space, m, rows, s.C, gx, sums, center, partner);
     }
 }
 
-// Sums of doubles of several threads, in their order.
-void add_up(const double* parts, int64_t threads, int64_t n, double* to) {
-    for (int64_t i = 0; i < n; i++) {
-        to[i] = 0;
-        for (int64_t t = 0; t < threads; t++) to[i] += parts[t * n + i];
-    }
+// The weights of forward, packed: panels of w1, w2 and wg, and the three biases.
+template <class F>
+struct Packed {
+    F *w1, *w2, *wg, *biases;
+    static int64_t size(const Sizes& s) { return s.k() * (2 * s.C + s.n() + 2) + s.n(); }
+    Packed(const Sizes& s, F* at)
+        : w1(at), w2(w1 + s.k() * s.C), wg(w2 + s.k() * s.C), biases(wg + s.k() * s.n()) {}
+};
+
+void pack_forward(const Sizes& s, const float* w1, const float* b1, const float* w2, const float* b2, const float* wg,
+                  const float* bg, float* to, int64_t threads) {
+    const Packed<float> at(s, to);
+    parallel(threads, [&](int64_t t, int64_t of) {
+        pack_panels(w1, s.C, 1, s.C, s.K, s.C, at.w1, t, of);
+        pack_panels(w2, s.C, 1, s.C, s.K, s.C, at.w2, t, of);
+        pack_panels(wg, s.K, 1, s.k(), s.N, s.K, at.wg, t, of);
+    });
+    copy_padded(b1, s.K, s.k(), at.biases);
+    copy_padded(b2, s.K, s.k(), at.biases + s.k());
+    copy_padded(bg, s.N, s.n(), at.biases + 2 * s.k());
 }
 
 template <class T>
-void forward(const Sizes& s, const Rows<T>& x, const float* w1, const float* b1, const float* w2, const float* b2,
-             const float* wg, const float* bg, int64_t act, int64_t placement, T* out, const float* center,
-             double* sums, int64_t threads) {
+void forward(const Sizes& s, const Rows<T>& x, const float* packed, int64_t act, int64_t placement, T* out,
+             const float* center, double* sums, int64_t threads) {
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
-    Scratch packed(s.k() * (2 * s.C + s.n()) + 2 * s.k() + s.n()), partial(sums ? threads * 4 * s.N : 0);
-    float *p1 = packed, *p2 = p1 + s.k() * s.C, *pg = p2 + s.k() * s.C, *biases = pg + s.k() * s.n();
-    parallel(threads, [&](int64_t t, int64_t of) {
-        pack_panels(w1, s.C, 1, s.C, s.K, s.C, p1, t, of);
-        pack_panels(w2, s.C, 1, s.C, s.K, s.C, p2, t, of);
-        pack_panels(wg, s.K, 1, s.k(), s.N, s.K, pg, t, of);
-    });
-    copy_padded(b1, s.K, s.k(), biases);
-    copy_padded(b2, s.K, s.k(), biases + s.k());
-    copy_padded(bg, s.N, s.n(), biases + 2 * s.k());
+    const Packed<const float> w(s, packed);
+    Scratch partial(sums ? threads * 4 * s.N : 0);
     double* parts = sums ? reinterpret_cast<double*>((float*)partial) : nullptr;
     for (int64_t i = 0; parts && i < threads * 2 * s.N; i++) parts[i] = 0;
     Combine combine = passes(act, placement).forward;
     threads = parallel(threads, [&](int64_t t, int64_t of) {
-        forward_rows<T>(s, combine, x, p1, p2, pg, biases, share(s.M, t, of), out, parts ? parts + t * 2 * s.N : nullptr,
+        forward_rows<T>(s, combine, x, w.w1, w.w2, w.wg, w.biases, share(s.M, t, of), out, parts ? parts + t * 2 * s.N : nullptr,
                         center);
     });
     if (sums) add_up(parts, threads, 2 * s.N, sums);
@@ -358,16 +309,23 @@ Rows<T> rows(const void* x, const void* other, const float* scale, const float* 
         const float *name##_shift, const float *
 #define ROWS(T, name, columns) rows<T>(name, name##_other, name##_scale, name##_other_scale, name##_shift, columns)
 
+// How many floats starshift_star_mlp_pack writes.
+API int64_t starshift_star_mlp_packed(int64_t C, int64_t K, int64_t N) { return Packed<float>::size({0, C, K, N}); }
+
+API void starshift_star_mlp_pack(int64_t C, int64_t K, int64_t N, const float* w1, const float* b1, const float* w2,
+                                 const float* b2, const float* wg, const float* bg, float* packed, int64_t threads) {
+    pack_forward({0, C, K, N}, w1, b1, w2, b2, wg, bg, packed, threads);
+}
+
+// packed: by starshift_star_mlp_pack.
 API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
-                                    const float* w1, const float* b1, const float* w2, const float* b2,
-                                    const float* wg, const float* bg, int64_t act, int64_t placement, void* out,
+                                    const float* packed, int64_t act, int64_t placement, void* out,
                                     const float* center, double* sums, int64_t threads) {
     Sizes s{M, C, K, N};
     if (dtype == 0)
-        forward<float>(s, ROWS(float, x, C), w1, b1, w2, b2, wg, bg, act, placement, (float*)out, center, sums,
-                       threads);
+        forward<float>(s, ROWS(float, x, C), packed, act, placement, (float*)out, center, sums, threads);
     else
-        forward<bf16>(s, ROWS(bf16, x, C), w1, b1, w2, b2, wg, bg, act, placement, (bf16*)out, center, sums, threads);
+        forward<bf16>(s, ROWS(bf16, x, C), packed, act, placement, (bf16*)out, center, sums, threads);
 }
 
 API void starshift_star_mlp_backward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(grad),

@@ -21,12 +21,30 @@ _ACTS = list(ACTIVATIONS)
 
 @cache
 def _forward() -> Any:
-    return _native.function("starshift_star_mlp_forward", "iiiii" + _SOURCE + "pppppp" + "ii" + "pppi")
+    return _native.function("starshift_star_mlp_forward", "iiiii" + _SOURCE + "pii" + "pppi")
+
+
+@cache
+def _packing() -> Any:
+    count = _native.function("starshift_star_mlp_packed", "iii", counts=True)
+    return count, _native.function("starshift_star_mlp_pack", "iii" + "pppppp" + "pi")
 
 
 @cache
 def _backward() -> Any:
     return _native.function("starshift_star_mlp_backward", "iiiii" + 2 * _SOURCE + "ppppp" + "ii" + 10 * "p" + "i")
+
+
+def pack(
+    branches: tuple[Tensor, Tensor | None, Tensor, Tensor | None], projection: tuple[Tensor, Tensor | None]
+) -> Tensor:
+    """The weights as :func:`forward` reads them: for many calls with the same."""
+    w1, wg = branches[0], projection[0]
+    sizes = (w1.shape[1], w1.shape[0], wg.shape[0])
+    count, run = _packing()
+    packed = torch.empty(count(*sizes))
+    run(*sizes, *_float32(*branches, *projection), packed, _native.threads())
+    return packed
 
 
 def forward(
@@ -37,6 +55,7 @@ def forward(
     placement: str,
     center: Tensor | None = None,
     statistics: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The projected star of rows of x, and its column sums.
 
@@ -45,13 +64,14 @@ def forward(
         branches: w1 (K, C, ...), b1, w2, b2. projection: wg (N, K, ...), bg.
         center: (N,) float32 near the columns' means; zeros if None.
         statistics: return the sums, float64 (2, N), of (out - center) and (out - center)**2.
+        packed: what :func:`pack` made of the weights; None: it is called.
     """
     rows, channels, hidden, out_channels = _sizes(x.tensor, branches[0], projection[0])
     out = _like(x.tensor, projection[0])
     sums = torch.empty(2, out_channels, dtype=torch.float64) if statistics else None
-    weights = _float32(*branches, *projection)
+    packed = pack(branches, projection) if packed is None else packed
     _forward()(
-        *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *x.arguments(), *weights),
+        *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *x.arguments(), packed),
         *(_ACTS.index(act), PLACEMENTS.index(placement), out, center, sums, _native.threads()),
     )
     return out, sums

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// w2 act(w1 x + b1) + b2 and its gradients, without the hidden units in memory: rows in chunks that stay in cache, hidden
+// units in groups. Backward makes the hidden units again. As star's kernels, with one branch.
+#pragma once
+#include "activation.h"
+#include "chunks.h"
+
+// h = act(h + b) for one panel.
+using Activate = void (*)(float* h, const float* b, int64_t rows);
+template <class Act>
+void activate(float* h, const float* b, int64_t rows) {
+    for (int v = 0; v < PANEL; v += VL) {
+        const vf bias = load(b + v);
+        for (int64_t i = v; i < rows * PANEL; i += PANEL) store(h + i, Act::forward(load(h + i) + bias));
+    }
+}
+
+// In: d, the hidden units without bias; h, the gradient of what they became. Out: d, their gradient, whose column sums
+// are added; h, what they became.
+using ActivateBackward = void (*)(float* h, float* d, const float* b, float* sums, int64_t rows);
+template <class Act>
+void activate_backward(float* h, float* d, const float* b, float* sums, int64_t rows) {
+    for (int v = 0; v < PANEL; v += VL) {
+        const vf bias = load(b + v);
+        vf total = {};
+        for (int64_t i = v; i < rows * PANEL; i += PANEL) {
+            const vf z = load(d + i) + bias, g = Act::backward(load(h + i), z);
+            store(h + i, Act::forward(z));
+            store(d + i, g);
+            total += g;
+        }
+        store(sums + v, load(sums + v) + total);
+    }
+}
+
+template <class T>
+void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, const float* w2, const float* b2,
+                 int64_t act, T* out, int64_t threads) {
+    constexpr int64_t GROUP = 8;  // panels of hidden units at a time
+    threads = most(1, least(threads, s.M / ROW_MULTIPLE));
+    Scratch packed(s.k() * (s.C + s.n()) + s.k() + s.n());
+    float *p1 = packed, *p2 = p1 + s.k() * s.C, *bias1 = p2 + s.k() * s.n(), *bias2 = bias1 + s.k();
+    parallel(threads, [&](int64_t t, int64_t of) {
+        pack_panels(w1, s.C, 1, s.C, s.K, s.C, p1, t, of);
+        pack_panels(w2, s.K, 1, s.k(), s.N, s.K, p2, t, of);
+    });
+    copy_padded(b1, s.K, s.k(), bias1);
+    copy_padded(b2, s.N, s.n(), bias2);
+    Activate activation = nullptr;
+    with_activation(act, [&](auto a) { activation = activate<decltype(a)>; });
+    const Rows<T> from{x, nullptr, nullptr, nullptr, nullptr, s.C};
+    parallel(threads, [&](int64_t t, int64_t of) {
+        const Chunks chunks(share(s.M, t, of), chunk_rows(s));
+        const int64_t space = chunks.size, panel = space * PANEL;
+        Scratch in(space * s.c()), hidden(panel * GROUP), result(space * s.n());
+        for (int64_t m = chunks.begin; m < chunks.end; m += space) {
+            const int64_t rows = least(space, chunks.end - m);
+            pack_rows(from, m, rows, space, in);
+            const Term up{in, panel, p1, s.C};
+            for (int64_t group = 0; group < panels(s.K); group += GROUP) {
+                const int64_t last = least(group + GROUP, panels(s.K));
+                for (int64_t p = group; p < last; p += STEP) {
+                    const int64_t end = least(p + STEP, last);
+                    product(&up, 1, rows, p, end, s.k(), hidden - group * panel, panel, false);
+                    for (int64_t o = p; o < end; o++) activation(hidden + (o - group) * panel, bias1 + o * PANEL, rows);
+                }
+                const Term down{hidden, panel, p2 + group * PANEL * PANEL, (last - group) * PANEL, s.k() * PANEL};
+                product(&down, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
+            }
+            for (int64_t p = 0; p < panels(s.N); p++) add_bias(result + p * panel, rows, bias2 + p * PANEL);
+            unpack_rows(result, space, m, rows, s.N, out);
+        }
+    });
+}
+
+// gw1, gw2: (K, C) and (N, K).
+template <class T>
+void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, const float* b1, const float* w2,
+                  int64_t act, T* gx, float* gw1, float* gb1, float* gw2, float* gb2, int64_t threads) {
+    constexpr int64_t GROUP = 4;
+    threads = most(1, least(threads, s.M / ROW_MULTIPLE));
+    const int64_t k = s.k(), size = k * (s.c() + s.n() + 1) + s.n();
+    Scratch packed(k * (s.C + s.N + s.c() + 1)), totals(threads * size);
+    float *up = packed, *p2 = up + k * s.C, *down = p2 + k * s.N, *bias = down + k * s.c();
+    parallel(threads, [&](int64_t t, int64_t of) {
+        pack_panels(w1, s.C, 1, s.C, s.K, s.C, up, t, of);
+        pack_panels(w2, 1, s.K, s.N, s.K, s.N, p2, t, of);
+        pack_panels(w1, 1, s.C, k, s.C, s.K, down, t, of);
+    });
+    copy_padded(b1, s.K, k, bias);
+    ActivateBackward activation = nullptr;
+    with_activation(act, [&](auto a) { activation = activate_backward<decltype(a)>; });
+    const Rows<T> from{x, nullptr, nullptr, nullptr, nullptr, s.C}, grads{grad, nullptr, nullptr, nullptr, nullptr, s.N};
+    threads = parallel(threads, [&](int64_t t, int64_t of) {
+        float *to1 = totals + t * size, *to2 = to1 + k * s.c(), *sums1 = to2 + k * s.n(), *sums2 = sums1 + k;
+        for (int64_t i = 0; i < size; i++) to1[i] = 0;
+        const Chunks chunks(share(s.M, t, of), chunk_rows(s));
+        const int64_t space = chunks.size, panel = space * PANEL;
+        Scratch in(space * s.c()), dy(space * s.n()), dx(space * s.c()), h(panel * GROUP), d(panel * GROUP);
+        for (int64_t m = chunks.begin; m < chunks.end; m += space) {
+            const int64_t rows = least(space, chunks.end - m);
+            pack_rows(from, m, rows, space, in);
+            pack_rows(grads, m, rows, space, dy, sums2);
+            const Term to_hidden{in, panel, up, s.C}, to_active{dy, panel, p2, s.N};
+            for (int64_t group = 0; group < panels(s.K); group += GROUP) {
+                const int64_t last = least(group + GROUP, panels(s.K));
+                for (int64_t p = group; p < last; p += STEP) {
+                    const int64_t end = least(p + STEP, last);
+                    product(&to_hidden, 1, rows, p, end, k, d - group * panel, panel, false);
+                    product(&to_active, 1, rows, p, end, k, h - group * panel, panel, false);
+                    for (int64_t o = p; o < end; o++) {
+                        float *hp = h + (o - group) * panel, *dp = d + (o - group) * panel;
+                        activation(hp, dp, bias + o * PANEL, sums1 + o * PANEL, rows);
+                        for (int64_t q = 0; q < panels(s.C); q++)
+                            outer(dp, in + q * panel, rows, least(PANEL, s.C - q * PANEL), to1 + (q * k + o * PANEL) * PANEL);
+                        for (int64_t q = 0; q < panels(s.N); q++)
+                            outer(hp, dy + q * panel, rows, least(PANEL, s.N - q * PANEL), to2 + (q * k + o * PANEL) * PANEL);
+                    }
+                }
+                const Term back{d, panel, down + group * PANEL * PANEL, (last - group) * PANEL, k * PANEL};
+                product(&back, 1, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
+            }
+            unpack_rows(dx, space, m, rows, s.C, gx);
+        }
+    });
+    for (int64_t t = 1; t < threads; t++)
+        for (int64_t i = 0; i < size; i++) totals[i] += totals[t * size + i];
+    const float *from1 = totals, *from2 = from1 + k * s.c(), *sums1 = from2 + k * s.n(), *sums2 = sums1 + k;
+    unpack(from1, k, s.K, s.C, gw1);
+    unpack_transposed(from2, k, s.K, s.N, gw2);
+    for (int64_t j = 0; j < s.K; j++) gb1[j] = sums1[j];
+    for (int64_t n = 0; n < s.N; n++) gb2[n] = sums2[n];
+}
