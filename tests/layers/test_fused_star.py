@@ -191,6 +191,6 @@ def test_a_folded_block_notices_new_weights() -> None:
         folded.dwconv.conv.weight = nn.Parameter(torch.zeros_like(folded.dwconv.conv.weight))
         assert_close("another tensor", folded(x), folded.by_layers(x))
         seen = []
-        folded.f1.register_forward_hook(lambda *_: seen.append(1))
+        folded.dwconv.register_forward_hook(lambda *_: seen.append(1))
         folded(x)
         assert seen == [1]

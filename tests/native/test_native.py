@@ -23,10 +23,12 @@ DRIVERS = sorted(path.stem for path in HERE.glob("*.cpp"))
 
 SANITIZED = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 AVX2 = ["-mavx2", "-mfma"] if platform.machine().lower() in ("x86_64", "amd64") else []
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"] if AVX2 else []
 # Compiler and flags, the program that runs the result, and the number of random cases.
 BUILDS = {
     "generic": ("g++", SANITIZED, [], 300),
     "avx2": ("g++", [*SANITIZED, *AVX2], [], 300),
+    "avx512": ("g++", [*SANITIZED, *AVX512], [], 300),
     "sixteen-wide": ("g++", ["-O1", "-DSTARSHIFT_VL=16"], [], 1000),
     "neon": ("aarch64-linux-gnu-g++", ["-O1", "-static"], ["qemu-aarch64"], 500),
 }
@@ -39,8 +41,9 @@ def test_random_cases(driver: str, build: str, tmp_path: Path) -> None:
     missing = [tool for tool in (compiler, *runner) if not shutil.which(tool)]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not found")
-    if build == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("this machine has no AVX2")
+    here = torch.backends.cpu.get_cpu_capability()
+    if here not in {"avx2": ("AVX2", "AVX512"), "avx512": ("AVX512",)}.get(build, (here,)):
+        pytest.skip(f"this machine has no {build.upper()}")
     tolerances = [
         f"-DTOLERANCE_FLOAT32={RELATIVE[torch.float32]}",
         f"-DTOLERANCE_BFLOAT16={RELATIVE[torch.bfloat16]}",

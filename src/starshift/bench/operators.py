@@ -111,9 +111,9 @@ def _conv_alone(call: Call) -> Step:
 
 
 def _two_copies(call: Call) -> Step:
+    """Of the tensor and of its gradient, each into a tensor of its own, as the operator's results are."""
     (x,) = (t.detach() for t in call.tensors.values() if t is not None)
-    y = torch.empty_like(x)
-    return lambda: (y.copy_(x), y.copy_(x))
+    return lambda: (x.clone(), call.grad.clone())
 
 
 PLAIN = Peer("plain PyTorch, autograd", _plain)

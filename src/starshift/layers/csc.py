@@ -94,16 +94,27 @@ class CSC(nn.Module):
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.add_(1)
         short = self.shortcut(x)
-        drops = isinstance(self.drop_path, DropPath)
-        residual = short if self.relu == "sum" and not drops and short.dtype == z.dtype else None
+        same = short.dtype == z.dtype and not isinstance(self.drop_path, DropPath)
+        before = self.relu == "sum"
         y = batch_norm_act(
-            *(z, norm2.weight, norm2.bias, norm2.running_mean, norm2.running_var, True, norm2.momentum or 0.0),
-            *(norm2.eps, "none" if self.relu == "sum" and residual is None else "relu", residual),
+            *(
+                z,
+                norm2.weight,
+                norm2.bias,
+                norm2.running_mean,
+                norm2.running_var,
+                True,
+                norm2.momentum or 0.0,
+                norm2.eps,
+            ),
+            act="none" if before and not same else "relu",
+            residual=short if before and same else None,
+            shortcut=short if same and not before else None,
         )
-        if residual is not None:
+        if same:
             return y
         y = self.drop_path(y) + short
-        return F.relu(y) if self.relu == "sum" else y
+        return F.relu(y) if before else y
 
 
 class PreActCSC(Foldable, nn.Module):

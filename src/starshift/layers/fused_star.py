@@ -38,7 +38,7 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
 
 
 def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:
-    """As :func:`why_unfused`, for any input: what stands in the way inside the block, whose norms may be folded away."""
+    """As :func:`why_unfused`, for any input: what stands in the way inside the block. Its norms may be folded away."""
     parts: dict[str, Any] = {}
     for name, inner in _PARTS.items():
         part = block._modules.get(name)

@@ -20,7 +20,8 @@ _csc = Operator(
 )
 _csc_backward = Operator(
     "csc_backward",
-    f"(Tensor grad, {_WEIGHTS}, Tensor mean, Tensor var, Tensor x_mean, Tensor covariance, int[] offsets, int stride, float eps)"
+    f"(Tensor grad, {_WEIGHTS}, Tensor mean, Tensor var, Tensor x_mean, Tensor covariance, "
+    "int[] offsets, int stride, float eps)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.csc_backward,
 )

@@ -16,7 +16,7 @@ def csc(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The result; mean and biased variance of the wide tensor u = w1 x; mean and biased covariance (C, C) of x."""
     u = F.conv2d(x, w1.to(x.dtype))
-    r, mean, var = batch_norm_act(u, weight, bias, None, None, None, eps, "relu")
+    r, mean, var = batch_norm_act(u, weight, bias, None, None, None, None, eps, "relu")
     pixels = x.to(mean.dtype).movedim(1, -1).reshape(-1, x.shape[1])
     x_mean = pixels.mean(0)
     away = pixels - x_mean
@@ -41,7 +41,7 @@ def csc_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (x, w1, weight, bias, w2)."""
     u = F.conv2d(x, w1.to(x.dtype))
-    r = batch_norm_act(u, weight, bias, None, mean, var, eps, "relu")[0]
+    r = batch_norm_act(u, weight, bias, None, None, mean, var, eps, "relu")[0]
     r_grad, w2_grad, _ = shift_conv2d_backward(grad, r, w2.to(x.dtype), offsets, stride)
     u_grad, _, weight_grad, bias_grad = batch_norm_act_backward(
         r_grad, u, weight, bias, None, mean, var, eps, "relu", True

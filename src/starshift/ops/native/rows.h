@@ -109,3 +109,36 @@ inline void unpack_rows(const float* from, int64_t space, int64_t first, int64_t
         }
     }
 }
+
+// Rows of x into panels of `space` rows, read in the order in which they lie. Adds up columns.
+template <class T>
+inline void pack_in_order(const T* x, int64_t columns, int64_t rows, int64_t space, float* to, float* sums) {
+    const int64_t whole = columns / VL * VL;
+    const int rest = (int)(columns - whole);
+    for (int64_t r = 0; r < rows; r++, x += columns) {
+        float* line = to + r * PANEL;
+        auto put = [&](int64_t c, vf a) __attribute__((always_inline)) {
+            store(line + c / PANEL * space * PANEL + c % PANEL, a);
+            if (sums) store(sums + c, load(sums + c) + a);
+        };
+        for (int64_t c = 0; c < whole; c += VL) put(c, load(x + c));
+        if (rest) put(whole, load_part(x + whole, rest));
+        for (int64_t c = whole + (rest ? VL : 0); c < panels(columns) * PANEL; c += VL) put(c, (vf){});
+    }
+}
+
+// Panels back into rows, written in the order in which they lie, with a bias (null: none) of whole panels.
+template <class T>
+inline void unpack_in_order(const float* from, int64_t space, int64_t rows, int64_t columns, const float* bias, T* to) {
+    const int64_t whole = columns / VL * VL;
+    const int rest = (int)(columns - whole);
+    for (int64_t r = 0; r < rows; r++, to += columns) {
+        const float* line = from + r * PANEL;
+        auto get = [&](int64_t c) __attribute__((always_inline)) {
+            const vf a = load(line + c / PANEL * space * PANEL + c % PANEL);
+            return bias ? a + load(bias + c) : a;
+        };
+        for (int64_t c = 0; c < whole; c += VL) store(to + c, get(c));
+        if (rest) store_part(to + whole, get(whole), rest);
+    }
+}

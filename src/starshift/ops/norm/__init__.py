@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch norm with the activation after it (and a residual added between them) as one operator."""
+"""Batch norm with the activation after it as one operator, and what is added between them or at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starshift.ops.star.reference import ACTIVATIONS
 _TENSORS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
 _batch_norm_act = Operator(
     "batch_norm_act",
-    f"({_TENSORS}, Tensor? mean, Tensor? var, float eps, str act) -> (Tensor, Tensor, Tensor)",
+    f"({_TENSORS}, Tensor? shortcut, Tensor? mean, Tensor? var, float eps, str act) -> (Tensor, Tensor, Tensor)",
     reference.batch_norm_act,
 )
 _batch_norm_act_backward = Operator(
@@ -37,8 +37,9 @@ def batch_norm_act(
     eps: float = 1e-5,
     act: str = "none",
     residual: Tensor | None = None,
+    shortcut: Tensor | None = None,
 ) -> Tensor:
-    """``act(batch_norm(x) + residual)``; without the last two ``torch.nn.functional.batch_norm``.
+    """``act(batch_norm(x) + residual) + shortcut``; without the last three ``torch.nn.functional.batch_norm``.
 
     Args:
         x: (N, C, H, W).
@@ -48,7 +49,7 @@ def batch_norm_act(
         momentum: weight of this batch in the running statistics.
         eps: added to the variance.
         act: one of :data:`starshift.ops.ACTIVATIONS`.
-        residual: of x's shape and dtype, or None.
+        residual, shortcut: of x's shape and dtype, or None; added before the activation and after it.
 
     Returns:
         (N, C, H, W) of x's dtype.
@@ -67,10 +68,10 @@ def batch_norm_act(
         >>> batch_norm_act(x, training=True, eps=0.0, act="relu").flatten().tolist()
         [0.0, 1.0]
     """
-    _check(x, weight, bias, running_mean, running_var, training, act, residual)
+    _check(x, weight, bias, running_mean, running_var, training, act, residual, shortcut)
     if not training:
-        return _batch_norm_act(x, weight, bias, residual, running_mean, running_var, eps, act)[0]
-    out, mean, var = _batch_norm_act(x, weight, bias, residual, None, None, eps, act)
+        return _batch_norm_act(x, weight, bias, residual, shortcut, running_mean, running_var, eps, act)[0]
+    out, mean, var = _batch_norm_act(x, weight, bias, residual, shortcut, None, None, eps, act)
     count = x.numel() // x.shape[1]
     if running_mean is not None and count > 0:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -88,6 +89,7 @@ def _check(
     training: bool,
     act: str,
     residual: Tensor | None,
+    shortcut: Tensor | None,
 ) -> None:
     if act not in ACTIVATIONS:
         raise StarshiftError(
@@ -98,11 +100,12 @@ def _check(
     for name, t in (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)):
         if t is not None and t.shape != (x.shape[1],):
             raise StarshiftError(f"batch_norm_act: {name} must be ({x.shape[1]},), not {tuple(t.shape)}")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise StarshiftError(
-            f"batch_norm_act: the residual must be as x, {tuple(x.shape)} of {x.dtype}, "
-            f"not {tuple(residual.shape)} of {residual.dtype}"
-        )
+    for name, t in (("residual", residual), ("shortcut", shortcut)):
+        if t is not None and (t.shape != x.shape or t.dtype != x.dtype):
+            raise StarshiftError(
+                f"batch_norm_act: the {name} must be as x, {tuple(x.shape)} of {x.dtype}, "
+                f"not {tuple(t.shape)} of {t.dtype}"
+            )
     if training and x.numel() == x.shape[1]:
         raise StarshiftError("batch_norm_act: one value a channel has no variance; train with larger batches or images")
     if not training and (running_mean is None or running_var is None):
@@ -110,14 +113,14 @@ def _check(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, residual, mean, var, ctx.eps, ctx.act = inputs
+    x, weight, bias, residual, shortcut, mean, var, ctx.eps, ctx.act = inputs
     _, batch_mean, batch_var = output
     ctx.training = mean is None
     ctx.mark_non_differentiable(batch_mean, batch_var)
     ctx.set_materialize_grads(False)
     if ctx.training:
         mean, var = batch_mean, batch_var
-    ctx.has = [t is not None for t in (weight, bias, residual)]
+    ctx.has = [t is not None for t in (residual, shortcut)]
     ctx.save_for_backward(x, weight, bias, residual if ctx.act != "none" else None, mean, var)
 
 
@@ -130,7 +133,8 @@ def _backward(ctx: Any, grad: Tensor, _mean_grad: None, _var_grad: None) -> tupl
         residual_grad = grad
     weight_grad = weight_grad.to(weight.dtype) if weight is not None else None
     bias_grad = bias_grad.to(bias.dtype) if bias is not None else None
-    return x_grad, weight_grad, bias_grad, residual_grad if ctx.has[2] else None, None, None, None, None
+    added = (g if there else None for g, there in zip((residual_grad, grad), ctx.has, strict=True))
+    return x_grad, weight_grad, bias_grad, *added, None, None, None, None
 
 
 _batch_norm_act.differentiable(_setup, _backward)

@@ -13,9 +13,12 @@ from starshift.ops.star.reference import ACTIVATIONS
 Shape = tuple[int, int, int, int]
 
 
-def _case(name: str, why: str, x: Shape, residual: bool = False, bench: bool = False, **options: Any) -> Case:
+def _case(
+    name: str, why: str, x: Shape, residual: bool = False, shortcut: bool = False, bench: bool = False, **options: Any
+) -> Case:
     channels = (x[1],)
-    tensors = {"x": x, "weight": channels, "bias": channels, "residual": x if residual else None}
+    added = {"residual": x if residual else None, "shortcut": x if shortcut else None}
+    tensors = {"x": x, "weight": channels, "bias": channels, **added}
     return Case(name, why, tensors, {"training": True, **options}, bench)
 
 
@@ -35,6 +38,8 @@ CASES = {
         *(_case(act, "every activation", (3, 16, 5, 4), act=act) for act in ACTIVATIONS),
         *(_case(f"{act}-residual", "activation of a sum", (3, 16, 5, 4), True, act=act) for act in ACTIVATIONS),
         *(_case(f"{act}-frozen", "running statistics", (3, 16, 5, 4), act=act, **_frozen(16)) for act in ACTIVATIONS),
+        _case("shortcut", "added after the activation", (3, 17, 5, 4), shortcut=True, act="relu"),
+        _case("residual-and-shortcut", "added at both places", (2, 16, 5, 4), True, True, act="hardswish"),
         _case("frozen-residual", "running statistics and a residual", (2, 17, 3, 5), True, act="relu", **_frozen(17)),
         _case("odd", "channels that fit no vector, pixels that fit no line", (3, 17, 5, 11), act="hardswish"),
         _case("few-channels", "many pixels side by side in a line, the last line cut", (2, 3, 33, 31), act="relu6"),
@@ -43,7 +48,12 @@ CASES = {
         _case("wide", "a pixel longer than a line has to be", (2, 200, 3, 3), act="relu"),
         _case("blocks", "several blocks: sums of sums", (4, 20, 40, 41), act="hardswish"),
         _case("eps", "an eps that matters", (3, 8, 4, 4), eps=0.5),
-        Case("no-weights", "absent parameters get no gradient; no mean is an integer", {"x": (3, 9, 4, 5)}, {"training": True, "act": "relu"}),
+        Case(
+            "no-weights",
+            "absent parameters get no gradient; no mean is an integer",
+            {"x": (3, 9, 4, 5)},
+            {"training": True, "act": "relu"},
+        ),
         _case("empty", "a batch of nothing", (0, 4, 3, 3), act="relu", **_frozen(4)),
         *(
             _case(f"mobilenet-{c}x{h}", "MobileNet-V3 at 224 px", (32, c, h, h), bench=True, act="hardswish")

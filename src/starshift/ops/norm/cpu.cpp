@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Batch norm, an optional tensor added to it, and the activation after it: channels last.
 //
-//     z = (x - mean) * scale + bias [+ residual]     out = act(z)     scale = weight / sqrt(var + eps)
+//     z = (x - mean) * scale + bias [+ residual]     out = act(z) [+ shortcut]     scale = weight / sqrt(var + eps)
 //
 // Forward reads x twice (statistics, then result), backward reads (grad, x) twice (two sums a channel, then result);
 // z and the activation's mask are computed again from x. Sums are float32 over a block and double over blocks. The
@@ -108,7 +108,7 @@ void backwards(const Pixels& p, const F& f) {
 }
 
 template <class Act, bool ADDED, class T>
-void forward(const Pixels& p, const T* x, const T* residual, Affine affine, T* out) {
+void forward(const Pixels& p, const T* x, const T* residual, const T* shortcut, Affine affine, T* out) {
     const int64_t width = p.width;
     backwards(p, [=](Range values) {
         each_line(values, width, [=](auto whole, int64_t begin, int64_t n) {
@@ -117,7 +117,9 @@ void forward(const Pixels& p, const T* x, const T* residual, Affine affine, T* o
                 vf mean = load(affine.mean + i), scale = load(affine.scale + i), bias = load(affine.bias + i);
                 vf z = (load_n(x + begin + i, m) - mean) * scale + bias;
                 if (ADDED) z += load_n(residual + begin + i, m);
-                store_n(out + begin + i, Act::forward(z), m);
+                vf result = Act::forward(z);
+                if (shortcut) result += load_n(shortcut + begin + i, m);
+                store_n(out + begin + i, result, m);
             }
         });
     });
@@ -184,9 +186,10 @@ void choose(int64_t dtype, int64_t act, bool added, const F& f) {
 
 }  // namespace
 
-// x, residual (or null), out: (count, channels); weight, bias (or null), mean, var: (channels), the last two written
+// x, residual and shortcut (or null), out: (count, channels); weight, bias (or null), mean, var: (channels), the last two written
 // when training.
-API void starshift_batch_norm_act_forward(const void* x, const void* residual, const float* weight, const float* bias,
+API void starshift_batch_norm_act_forward(const void* x, const void* residual, const void* shortcut,
+                                          const float* weight, const float* bias,
                                           float* mean, float* var, void* out, int64_t dtype, int64_t count,
                                           int64_t channels, float eps, int64_t act, int64_t training, int64_t threads) {
     Pixels p(count, channels, threads);
@@ -196,7 +199,7 @@ API void starshift_batch_norm_act_forward(const void* x, const void* residual, c
     Affine affine(p, space, mean, var, weight, bias, eps);
     choose(dtype, act, residual, [&](auto a, auto added, auto t) {
         using T = decltype(t);
-        forward<decltype(a), added.value>(p, (const T*)x, (const T*)residual, affine, (T*)out);
+        forward<decltype(a), added.value>(p, (const T*)x, (const T*)residual, (const T*)shortcut, affine, (T*)out);
     });
 }
 

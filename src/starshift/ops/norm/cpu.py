@@ -32,7 +32,7 @@ def _as(result: Tensor, x: Tensor) -> Tensor:
 
 
 if _native.available():
-    _forward = _native.function("starshift_batch_norm_act_forward", "pppppppiiifiii")
+    _forward = _native.function("starshift_batch_norm_act_forward", "ppppppppiiifiii")
     _backward = _native.function("starshift_batch_norm_act_backward", "pppppppppppiiifiii")
 
     def run(
@@ -40,6 +40,7 @@ if _native.available():
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
+        shortcut: Tensor | None,
         mean: Tensor | None,
         var: Tensor | None,
         eps: float,
@@ -54,6 +55,7 @@ if _native.available():
         _forward(
             pixels,
             None if residual is None else _pixels(residual),
+            None if shortcut is None else _pixels(shortcut),
             *_small(weight, bias),
             *used,
             out,

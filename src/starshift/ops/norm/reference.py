@@ -14,6 +14,7 @@ def batch_norm_act(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    shortcut: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
     eps: float,
@@ -28,7 +29,8 @@ def batch_norm_act(
         used_var, used_mean = var.to(wide.dtype), mean.to(wide.dtype)
         batch_var, batch_mean = wide.new_empty(0), wide.new_empty(0)
     z = _normalised(wide, used_mean, used_var, eps)
-    out = ACTIVATIONS[act][0](_affine(z, weight, bias, residual)).to(x.dtype)
+    out = ACTIVATIONS[act][0](_affine(z, weight, bias, residual))
+    out = (out if shortcut is None else out + shortcut).to(x.dtype)
     return out, batch_mean, batch_var
 
 

@@ -27,8 +27,7 @@ _pointwise_mlp = Operator(
 )
 _pointwise_mlp_backward = Operator(
     "pointwise_mlp_backward",
-    "(Tensor grad, Tensor x, Tensor w1, Tensor? b1, Tensor w2, str act)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor w1, Tensor? b1, Tensor w2, str act) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.pointwise_mlp_backward,
 )
 

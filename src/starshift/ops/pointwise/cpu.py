@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled kernels of two pointwise convolutions with an activation between; and of one convolution's weight
-gradient, the rest of which is torch's."""
+"""The compiled kernels of one pointwise convolution, and of two with an activation between."""
 
 from __future__ import annotations
 
@@ -48,7 +47,10 @@ def _sizes(rows: Tensor, w1: Tensor, w2: Tensor) -> tuple[int, ...]:
 
 def _float32(*weights: Tensor | None) -> list[Tensor | None]:
     """As the kernels read them: row after row."""
-    return [None if w is None else _matrix(w).float().contiguous() if w.dim() > 1 else w.float().contiguous() for w in weights]
+    return [
+        None if w is None else _matrix(w).float().contiguous() if w.dim() > 1 else w.float().contiguous()
+        for w in weights
+    ]
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -58,27 +60,30 @@ def _matrix(weight: Tensor) -> Tensor:
 if _native.available():
     _mlp_forward = _native.function("starshift_pointwise_mlp_forward", "iiiiippppp" + "ipi")
     _mlp_backward = _native.function("starshift_pointwise_mlp_backward", "iiiiippppp" + "ipppppi")
-    _weight_gradient = _native.function("starshift_weight_gradient", "ippiiippi")
+    _conv_forward = _native.function("starshift_pointwise_conv2d_forward", "iiiippppi")
+    _conv_backward = _native.function("starshift_pointwise_conv2d_backward", "iiiippppppi")
 
-    def _add_weight_gradient(grad: Tensor, x: Tensor, weight_grad: Tensor, bias_grad: Tensor) -> None:
-        """To ``weight_grad`` (K, C) and ``bias_grad`` (K,), float32, from rows ``grad`` (M, K) and ``x`` (M, C)."""
-        sizes = (grad.shape[0], grad.shape[1], x.shape[1])
-        _weight_gradient(_native.DTYPES[x.dtype], grad, x, *sizes, weight_grad, bias_grad, _native.threads())
-
-    def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros(_matrix(weight).shape), torch.zeros(weight.shape[0])
+    def run_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dtype == torch.float32:  # torch's own products are as fast
+            return reference.pointwise_conv2d(x, weight, bias)
+        rows = _rows(x, weight)
+        out = x.new_empty(rows.shape[0], weight.shape[0])
+        sizes = (_native.DTYPES[x.dtype], *rows.shape, weight.shape[0])
+        _conv_forward(*sizes, rows, *_float32(weight, bias), out, _native.threads())
+        return _like(out, x, weight)
 
     def run_conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight_grad, bias_grad = _zeros(weight)
-        rows = _rows(grad, weight)
-        _add_weight_gradient(rows, _rows(x, weight), weight_grad, bias_grad)
-        if weight.dim() == 4:
-            x_grad = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, False, False]
-            )[0]
-        else:
-            x_grad = grad @ weight
-        return x_grad, weight_grad.view_as(weight).to(weight.dtype), bias_grad.to(weight.dtype)
+        if x.dtype == torch.float32:
+            return reference.pointwise_conv2d_backward(grad, x, weight)
+        rows, grads = _rows(x, weight), _rows(grad, weight)
+        out, weight_grad, bias_grad = (
+            torch.empty_like(rows),
+            torch.empty(_matrix(weight).shape),
+            torch.empty(weight.shape[0]),
+        )
+        sizes = (_native.DTYPES[x.dtype], *rows.shape, weight.shape[0])
+        _conv_backward(*sizes, grads, rows, *_float32(weight), out, weight_grad, bias_grad, _native.threads())
+        return _like(out, x, weight), weight_grad.view_as(weight).to(weight.dtype), bias_grad.to(weight.dtype)
 
     def run_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str) -> Tensor:
         rows = _rows(x, w1)
@@ -100,7 +105,7 @@ if _native.available():
         grads1 = w1_grad.view_as(w1).to(w1.dtype), b1_grad.to(w1.dtype)
         return _like(out, x, w1), *grads1, w2_grad.view_as(w2).to(w2.dtype), b2_grad.to(w2.dtype)
 
-    pointwise._pointwise_conv2d.add_kernel("native", "cpu", reference.pointwise_conv2d, _supports)
+    pointwise._pointwise_conv2d.add_kernel("native", "cpu", run_conv, _supports)
     pointwise._pointwise_conv2d_backward.add_kernel("native", "cpu", run_conv_backward, _supports)
     pointwise._pointwise_mlp.add_kernel("native", "cpu", run_mlp, lambda *args: _supports(*args[:5]))
     pointwise._pointwise_mlp_backward.add_kernel("native", "cpu", run_mlp_backward, lambda *args: _supports(*args[:5]))

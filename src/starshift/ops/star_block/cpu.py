@@ -78,9 +78,7 @@ def _run_backward(grad: Tensor, x: Tensor, y: Tensor, z: Tensor, statistics: Ten
     norm1, norm2 = _Norm(w.gamma1, w.beta1, mean1, var1, eps1), _Norm(w.gamma2, w.beta2, mean2, var2, eps2)
     grad = grad.contiguous(memory_format=LAST)
     at_out = Source(grad, sample_scale=sample_scale)
-    gv, gwe, gbe, sums = depthwise.backward(
-        at_out, norm2.of(z), w.we, _geometry(w.we), partner=z, center=mean2
-    )
+    gv, gwe, gbe, sums = depthwise.backward(at_out, norm2.of(z), w.we, _geometry(w.we), partner=z, center=mean2)
     assert sums is not None
     at_z, g_gamma2, g_beta2 = norm2.gradient(gv, z, sums, training)
     branches = (w.w1, w.b1, w.w2, w.b2)

@@ -15,7 +15,7 @@ from starshift.ops.star import cpu as star
 
 
 class Folded(NamedTuple):
-    """The block's convolutions with the norms merged into them; shapes as in :class:`starshift.ops.star_block.Weights`."""
+    """The block's convolutions with the norms merged into them; shapes as in :class:`Weights` beside it."""
 
     wd: Tensor
     bd: Tensor | None
@@ -29,7 +29,7 @@ class Folded(NamedTuple):
     be: Tensor | None
 
     def state(self) -> tuple[tuple[int, int], ...]:
-        """Equal to an earlier one as long as the weights are the same. What is written through ``.data`` is not seen."""
+        """Equal to an earlier one as long as the weights are. What is written through ``.data`` is not seen."""
         return tuple((w.data_ptr(), w._version) for w in self if w is not None)
 
 

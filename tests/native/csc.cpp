@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// The conv-shift-conv's C functions against plain loops, which store everything and take the norm's two passes.
+#include <algorithm>
+
+#include "check.h"
+
+#define MODULE \
+    int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, const float*, const float*, \
+        const float*, const float*, const int64_t*, int64_t, float
+extern "C" void starshift_csc_forward(MODULE, void*, float*, float*, float*, float*, int64_t);
+extern "C" void starshift_csc_backward(MODULE, const void*, const float*, const float*, const float*, void*, float*,
+                                       float*, float*, float*, int64_t);
+
+static void run(Random& r) {
+    static const int64_t wide[] = {1, 5, 16, 24, 33, 48, 70}, narrow[] = {1, 3, 8, 16, 17, 20}, strides[] = {1, 1, 2, 3};
+    static const int64_t longest[] = {1, 3, 10, 40};
+    const int64_t n = r.between(1, 3), c = r.of(narrow), h = r.between(1, 13), w = r.between(2, 19), e = r.of(wide);
+    const int64_t k = r.of(narrow), stride = r.of(strides), dtype = r.below(3) == 0, threads = r.between(1, 3);
+    const int64_t ho = (h + stride - 1) / stride, wo = (w + stride - 1) / stride, far = r.between(0, 3), most = r.of(longest);
+    const float eps = 1e-3f;
+    std::vector<int64_t> offsets, dy, dx;
+    while ((int64_t)dy.size() < e) {
+        const int64_t run = std::min(r.between(1, most), e - (int64_t)dy.size());
+        offsets.insert(offsets.end(), {run, r.between(-far, far), r.between(-far, far)});
+        dy.insert(dy.end(), run, offsets[offsets.size() - 2]);
+        dx.insert(dx.end(), run, offsets.back());
+    }
+    char where[160];
+    snprintf(where, sizeof where, "dtype %d, x %d %d %d %d, %d wide, %d out, stride %d, far %d", (int)dtype, (int)n, (int)c,
+             (int)h, (int)w, (int)e, (int)k, (int)stride, (int)far);
+
+    const int64_t pixels = n * h * w;
+    const Tensor x(dtype, pixels * c, r), grad(dtype, n * ho * wo * k, r), w1(0, e * c, r), w2(0, k * e, r);
+    const Tensor gamma(0, e, r), beta(0, e, r);
+    std::vector<double> u(pixels * e), g(pixels * e), mean(e), var(e), z(grad.values.size()), gx(x.values.size());
+    std::vector<double> gw1(e * c), gw2(k * e), ggamma(e), gbeta(e);
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t j = 0; j < e; j++)
+            for (int64_t i = 0; i < c; i++) u[p * e + j] += w1.values[j * c + i] * x.values[p * c + i];
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t j = 0; j < e; j++) mean[j] += u[p * e + j] / pixels;
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t j = 0; j < e; j++) var[j] += (u[p * e + j] - mean[j]) * (u[p * e + j] - mean[j]) / pixels;
+    auto normal = [&](int64_t p, int64_t j) { return (u[p * e + j] - mean[j]) / std::sqrt(var[j] + eps); };
+    auto hidden = [&](int64_t p, int64_t j) { return gamma.values[j] * normal(p, j) + beta.values[j]; };
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t y = 0; y < ho; y++)
+            for (int64_t q = 0; q < wo; q++)
+                for (int64_t j = 0; j < e; j++) {
+                    const int64_t sy = y * stride + dy[j], sx = q * stride + dx[j], to = ((i * ho + y) * wo + q) * k;
+                    if (sy < 0 || sy >= h || sx < 0 || sx >= w) continue;
+                    const int64_t from = (i * h + sy) * w + sx;
+                    const double value = std::max(0.0, hidden(from, j));
+                    for (int64_t o = 0; o < k; o++) {
+                        z[to + o] += w2.values[o * e + j] * value;
+                        gw2[o * e + j] += grad.values[to + o] * value;
+                        if (value > 0) g[from * e + j] += grad.values[to + o] * w2.values[o * e + j];
+                    }
+                }
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t j = 0; j < e; j++) {
+            gbeta[j] += g[p * e + j];
+            ggamma[j] += g[p * e + j] * normal(p, j);
+        }
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t j = 0; j < e; j++) {
+            const double gu = gamma.values[j] / std::sqrt(var[j] + eps) *
+                              (g[p * e + j] - gbeta[j] / pixels - normal(p, j) * ggamma[j] / pixels);
+            for (int64_t i = 0; i < c; i++) {
+                gw1[j * c + i] += gu * x.values[p * c + i];
+                gx[p * c + i] += gu * w1.values[j * c + i];
+            }
+        }
+
+    Tensor z_(dtype, z.size()), gx_(dtype, gx.size()), mean_(0, e), var_(0, e), x_mean(0, c), covariance(0, c * c);
+    Tensor gw1_(0, e * c), gw2_(0, k * e), ggamma_(0, e), gbeta_(0, e);
+#define THE_MODULE \
+    dtype, n, c, h, w, e, k, stride, x.data, w1.floats(), gamma.floats(), beta.floats(), w2.floats(), offsets.data(), \
+        (int64_t)offsets.size() / 3, eps
+    starshift_csc_forward(THE_MODULE, z_.data, mean_.floats(), var_.floats(), x_mean.floats(), covariance.floats(), threads);
+    starshift_csc_backward(THE_MODULE, grad.data, var_.floats(), x_mean.floats(), covariance.floats(), gx_.data,
+                           gw1_.floats(), ggamma_.floats(), gbeta_.floats(), gw2_.floats(), threads);
+    mean_.read();
+    for (int64_t j = 0; j < e; j++) {  // a mean is as exact as the deviation beside it
+        mean[j] += std::sqrt(var[j]);
+        mean_.values[j] += std::sqrt(var[j]);
+    }
+    check("mean", mean_.values, mean, 0, where);
+    check("variance", var_, var, where);
+    check("output", z_, z, where);
+    check("gradient of w2", gw2_, gw2, where);
+    check("gradient of beta", gbeta_, gbeta, where);
+    // Of few pixels or channels the norm takes nearly all away, and rounding is a share of what it took.
+    if (pixels < 32 || c < 4) return;
+    check("gradient of gamma", ggamma_, ggamma, where);
+    check("gradient of w1", gw1_, gw1, where);
+    check("input gradient", gx_, gx, where);
+}
+
+int main(int, char** arguments) {
+    Random random;
+    for (int i = atoi(arguments[1]); i > 0; i--) run(random);
+}
