@@ -150,11 +150,13 @@ INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int
     product(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, false);
 }
 
-// r for the rows in and beside a band of image n, which begins at row `origin`.
+// r for a band of image n and the rows beside it that the shift reaches. Returns those that there are.
 template <class T>
-void activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range rows, int64_t origin, int64_t border,
-              const Padded& r, float* in) {
-    for (int64_t y = origin - border; y < rows.begin; y++) r.clear_row(y - origin);
+Range activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range band, const Padded& r, float* in) {
+    const int64_t origin = band.begin, reach = wide.table.reach;
+    const Range rows = widened(band, reach, m.H);
+    for (int64_t y = origin - reach; y < rows.begin; y++) r.clear_row(y - origin);
+    for (int64_t y = rows.end; y < band.end + reach; y++) r.clear_row(y - origin);
     const int64_t space = m.space(m.W);
     const Rows<T> pixels = centered(m, x, wide.minus_mean);
     in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
@@ -173,6 +175,7 @@ void activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range ro
                 }
             }
     });
+    return rows;
 }
 
 // Panel p of what the second convolution reads for rows first .. last of z.
@@ -211,9 +214,7 @@ void forward(const Module& m, const T* x, float* mean, float* var, float* x_mean
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
-            const Range around = widened(rows, reach, m.H);
-            activate(m, wide, x, n, around, rows.begin, reach, r, in);
-            for (int64_t y = around.end; y < rows.end + reach; y++) r.clear_row(y - rows.begin);
+            activate(m, wide, x, n, rows, r, in);
             in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
                 for (int64_t p = 0; p < panels(m.E); p++)
                     displaced_panel(m, wide.table, r, p, first, last, rows.begin, gathered + p * panel);
@@ -294,9 +295,7 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
-            const Range around = widened(rows, reach, m.H);
-            activate(m, wide, x, n, around, rows.begin, reach, r, in);
-            for (int64_t y = around.end; y < rows.end + reach; y++) r.clear_row(y - rows.begin);
+            const Range around = activate(m, wide, x, n, rows, r, in);
             auto through_second = [&](Range part, bool count) {
                 in_steps(part, Wo, m.at_once(), [&](int64_t first, int64_t last) {
                     pack_rows(grads, (n * m.Ho() + first) * Wo, (last - first) * Wo, space, dz);
