@@ -97,16 +97,8 @@ class CSC(nn.Module):
         same = short.dtype == z.dtype and not isinstance(self.drop_path, DropPath)
         before = self.relu == "sum"
         y = batch_norm_act(
-            *(
-                z,
-                norm2.weight,
-                norm2.bias,
-                norm2.running_mean,
-                norm2.running_var,
-                True,
-                norm2.momentum or 0.0,
-                norm2.eps,
-            ),
+            *(z, norm2.weight, norm2.bias, norm2.running_mean, norm2.running_var, True, norm2.momentum or 0.0),
+            norm2.eps,
             act="none" if before and not same else "relu",
             residual=short if before and same else None,
             shortcut=short if same and not before else None,

@@ -114,14 +114,6 @@ static void pack(const Geometry& g, const float* weight, const float* bias, bool
     }
 }
 
-// Sums of float64, one row a thread, added up in the order of the threads.
-static void add_up(const double* parts, int64_t threads, int64_t n, double* to) {
-    for (int64_t i = 0; i < n; i++) {
-        to[i] = 0;
-        for (int64_t t = 0; t < threads; t++) to[i] += parts[t * n + i];
-    }
-}
-
 template <class T>
 static void forward(const Geometry& g, int64_t threads, const Source<T>& x, const float* packed, const Output<T>& out) {
     const Passes& passes = passes_of(g);

@@ -58,10 +58,11 @@ INLINE void add_bias(float* panel, int64_t rows, const float* bias) {
     }
 }
 
-// Sums of doubles of several threads, in their order.
-inline void add_up(const double* parts, int64_t threads, int64_t n, double* to) {
-    for (int64_t i = 0; i < n; i++) {
-        to[i] = 0;
-        for (int64_t t = 0; t < threads; t++) to[i] += parts[t * n + i];
-    }
+// What each thread added up, `size` floats: all into the first's, in the order of the threads.
+inline void add_threads(float* totals, int64_t size, int64_t threads) {
+    parallel(threads, [&](int64_t t, int64_t of) {
+        const Range part = share(size, t, of);
+        for (int64_t other = 1; other < threads; other++)
+            for (int64_t i = part.begin; i < part.end; i++) totals[i] += totals[other * size + i];
+    });
 }

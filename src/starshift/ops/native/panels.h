@@ -68,10 +68,12 @@ inline __attribute__((noinline)) void tiles(const Term* terms, int count, float*
         tile<R, P, V>(moved, count, c + r * PANEL, c_stride, add);
         for (int t = 0; t < count; t++) moved[t].a += R * PANEL;
     }
-    if (R > 8 && r + 4 < rows)
-        tile<8, P, V>(moved, count, c + r * PANEL, c_stride, add);
-    else if (r < rows)
-        tile<4, P, V>(moved, count, c + r * PANEL, c_stride, add);
+    if constexpr (R > 8) {
+        if (r + 4 < rows)
+            tile<8, P, V>(moved, count, c + r * PANEL, c_stride, add);
+        else if (r < rows)
+            tile<4, P, V>(moved, count, c + r * PANEL, c_stride, add);
+    }
 }
 
 // c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
@@ -164,12 +166,12 @@ inline void pack_transposed(const float* w, int64_t rows, int64_t columns, float
             for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[(p * PANEL + i) * columns + c] : 0;
     }
 }
-// Back: `rows` of the `space` rows of a panel matrix as row-major (rows x columns), or transposed (columns x rows).
-inline void unpack(const float* from, int64_t space, int64_t rows, int64_t columns, float* w) {
-    for (int64_t r = 0; r < rows; r++)
+// Back: some of the `space` rows of a panel matrix as row-major (rows x columns), or transposed (columns x `count` rows).
+inline void unpack(const float* from, int64_t space, Range rows, int64_t columns, float* w) {
+    for (int64_t r = rows.begin; r < rows.end; r++)
         for (int64_t c = 0; c < columns; c++) w[r * columns + c] = from[(c / PANEL * space + r) * PANEL + c % PANEL];
 }
-inline void unpack_transposed(const float* from, int64_t space, int64_t rows, int64_t columns, float* w) {
+inline void unpack_transposed(const float* from, int64_t space, Range rows, int64_t count, int64_t columns, float* w) {
     for (int64_t c = 0; c < columns; c++)
-        for (int64_t r = 0; r < rows; r++) w[c * rows + r] = from[(c / PANEL * space + r) * PANEL + c % PANEL];
+        for (int64_t r = rows.begin; r < rows.end; r++) w[c * count + r] = from[(c / PANEL * space + r) * PANEL + c % PANEL];
 }

@@ -11,3 +11,11 @@ inline void move_sums(double one, double two, double n, double from_center, doub
     to[0] += one + n * away;
     to[columns] += two + away * (2 * one + n * away);
 }
+
+// Sums of doubles of several threads, in their order.
+inline void add_up(const double* parts, int64_t threads, int64_t n, double* to) {
+    for (int64_t i = 0; i < n; i++) {
+        to[i] = 0;
+        for (int64_t t = 0; t < threads; t++) to[i] += parts[t * n + i];
+    }
+}

@@ -58,8 +58,7 @@ void conv_backward(int64_t M, int64_t C, int64_t K, const T* grad, const T* x, c
             unpack_in_order<T>(dx, space, rows, C, nullptr, gx + m * C);
         }
     });
-    for (int64_t t = 1; t < threads; t++)
-        for (int64_t i = 0; i < size; i++) totals[i] += totals[t * size + i];
-    unpack(totals, k, K, C, gw);
+    add_threads(totals, size, threads);
+    unpack(totals, k, {0, K}, C, gw);
     for (int64_t i = 0; i < K; i++) gb[i] = totals[k * c + i];
 }

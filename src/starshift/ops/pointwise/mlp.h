@@ -123,11 +123,13 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
             unpack_rows(dx, space, m, rows, s.C, gx);
         }
     });
-    for (int64_t t = 1; t < threads; t++)
-        for (int64_t i = 0; i < size; i++) totals[i] += totals[t * size + i];
+    add_threads(totals, size, threads);
     const float *from1 = totals, *from2 = from1 + k * s.c(), *sums1 = from2 + k * s.n(), *sums2 = sums1 + k;
-    unpack(from1, k, s.K, s.C, gw1);
-    unpack_transposed(from2, k, s.K, s.N, gw2);
-    for (int64_t j = 0; j < s.K; j++) gb1[j] = sums1[j];
+    parallel(threads, [&](int64_t t, int64_t of) {
+        const Range part = share(s.K, t, of);
+        unpack(from1, k, part, s.C, gw1);
+        unpack_transposed(from2, k, part, s.K, s.N, gw2);
+        for (int64_t j = part.begin; j < part.end; j++) gb1[j] = sums1[j];
+    });
     for (int64_t n = 0; n < s.N; n++) gb2[n] = sums2[n];
 }

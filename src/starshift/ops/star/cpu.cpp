@@ -273,24 +273,14 @@ void backward(const Sizes& s, const Rows<T>& grad, const Rows<T>& x, const float
         backward_rows<T>(s, combine, grad, x, weights, biases, share(s.M, t, of), gx,
                          parts ? parts + t * 2 * s.C : nullptr, center, partner, Sums(s, mine));
     });
+    add_threads(totals, size, threads);
+    const Sums total(s, totals);
     parallel(threads, [&](int64_t t, int64_t of) {
-        Range part = share(size, t, of);
-        for (int64_t other = 1; other < threads; other++)
-            for (int64_t i = part.begin; i < part.end; i++) totals[i] += totals[other * size + i];
-    });
-    Sums total(s, totals);
-    parallel(threads, [&](int64_t t, int64_t of) {
-        Range part = share(s.K, t, of);
-        for (int64_t j = part.begin; j < part.end; j++) {
-            for (int64_t c = 0; c < s.C; c++) {
-                int64_t at = (c / PANEL * k + j) * PANEL + c % PANEL;
-                gw1[j * s.C + c] = total.w1[at];
-                gw2[j * s.C + c] = total.w2[at];
-            }
-            for (int64_t n = 0; n < s.N; n++) gwg[n * s.K + j] = total.wg[(n / PANEL * k + j) * PANEL + n % PANEL];
-            gb1[j] = total.b1[j];
-            gb2[j] = total.b2[j];
-        }
+        const Range part = share(s.K, t, of);
+        unpack(total.w1, k, part, s.C, gw1);
+        unpack(total.w2, k, part, s.C, gw2);
+        unpack_transposed(total.wg, k, part, s.K, s.N, gwg);
+        for (int64_t j = part.begin; j < part.end; j++) gb1[j] = total.b1[j], gb2[j] = total.b2[j];
     });
     for (int64_t n = 0; n < s.N; n++) gbg[n] = total.bg[n];
     if (sums) add_up(parts, threads, 2 * s.C, sums);
