@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from starshift.layers.activation import Activation, activation
+from starshift.layers.coefficients import PENALTIES, Branches, coefficient_penalty, find_branches
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.csc import CSC, PreActCSC
 from starshift.layers.demo_block import DemoBlock
@@ -17,7 +18,9 @@ __all__ = [
     "CSC",
     "LAYOUTS",
     "MODES",
+    "PENALTIES",
     "Activation",
+    "Branches",
     "ConvBN",
     "DemoBlock",
     "DepthwiseConv2d",
@@ -27,6 +30,8 @@ __all__ = [
     "ShiftConv2d",
     "StarBlock",
     "activation",
+    "coefficient_penalty",
+    "find_branches",
     "fold_batchnorm",
     "fuse_conv_bn_",
     "make_offsets",

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the networks' operators are and do, measured. Functions return plain values; drawing is left to the caller.
+
+* The star's implicit dimension: ``star_coefficients`` and ``monomials`` (a layer written out), ``implicit_rank``
+  (numeric rank beside the count), ``exact_degree`` (of stacked layers, in rational arithmetic), ``star_kernel`` and
+  ``estimate_kernel`` (the polynomial kernel of random features).
+* Coefficients of trained blocks: ``coefficient_stats``, ``block_coefficients``; the penalty that shapes them is
+  ``starshift.layers.coefficient_penalty``.
+"""
+
+from __future__ import annotations
+
+from starshift.analysis.coefficients import CoefficientStats, block_coefficients, coefficient_stats, form_eigenvalues
+from starshift.analysis.degree import degrees, exact_degree, integer_layers
+from starshift.analysis.expansion import (
+    monomial_count,
+    monomial_indices,
+    monomials,
+    published_stacked_log10,
+    stacked_count,
+    star_coefficients,
+)
+from starshift.analysis.kernel import KernelEstimate, estimate_kernel, star_kernel
+from starshift.analysis.rank import CASES, ImplicitRank, expected_rank, implicit_rank
+from starshift.layers import Branches, coefficient_penalty, find_branches
+
+__all__ = [
+    "CASES",
+    "Branches",
+    "CoefficientStats",
+    "ImplicitRank",
+    "KernelEstimate",
+    "block_coefficients",
+    "coefficient_penalty",
+    "coefficient_stats",
+    "degrees",
+    "estimate_kernel",
+    "exact_degree",
+    "expected_rank",
+    "find_branches",
+    "form_eigenvalues",
+    "implicit_rank",
+    "integer_layers",
+    "monomial_count",
+    "monomial_indices",
+    "monomials",
+    "published_stacked_log10",
+    "stacked_count",
+    "star_coefficients",
+    "star_kernel",
+]
