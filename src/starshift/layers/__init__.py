@@ -9,7 +9,9 @@ from starshift.layers.conv_bn import ConvBN
 from starshift.layers.csc import CSC, PreActCSC
 from starshift.layers.demo_block import DemoBlock
 from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.layers.fixed_shift import fix_shifts, module_offsets
 from starshift.layers.folding import Foldable, fold_batchnorm, fuse_conv_bn_
+from starshift.layers.learned_shift import SHIFTS, LearnedShift2d, LearnedShiftConv2d, displacement_penalty
 from starshift.layers.shift import ASSIGNMENTS, Shift2d, ShiftConv2d, make_offsets
 from starshift.layers.star_block import LAYOUTS, MODES, StarBlock
 
@@ -19,20 +21,26 @@ __all__ = [
     "LAYOUTS",
     "MODES",
     "PENALTIES",
+    "SHIFTS",
     "Activation",
     "Branches",
     "ConvBN",
     "DemoBlock",
     "DepthwiseConv2d",
     "Foldable",
+    "LearnedShift2d",
+    "LearnedShiftConv2d",
     "PreActCSC",
     "Shift2d",
     "ShiftConv2d",
     "StarBlock",
     "activation",
     "coefficient_penalty",
+    "displacement_penalty",
     "find_branches",
+    "fix_shifts",
     "fold_batchnorm",
     "fuse_conv_bn_",
     "make_offsets",
+    "module_offsets",
 ]

@@ -13,7 +13,7 @@ from starshift.layers.activation import one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.folding import Foldable, fuse_conv_bn_
 from starshift.layers.norm import has_kernels, is_watched
-from starshift.layers.shift import Shift2d, ShiftConv2d, make_offsets
+from starshift.layers.shift import Assignment, ShiftConv2d, shift_conv, shift_layer
 from starshift.ops import batch_norm_act, csc
 
 RELU_PLACES = ("branch", "sum")
@@ -27,11 +27,12 @@ class CSC(nn.Module):
         stride: of the second convolution and of the shortcut.
         expansion: E, the middle has ``int(E * out_channels)`` channels.
         kernel_size, dilation: of the shift.
-        offsets: ``grouped`` or ``interleaved``, see :func:`make_offsets`.
+        offsets: of the fixed shift, ``grouped``, ``interleaved`` or runs [channels, dy, dx], see :func:`make_offsets`.
         relu: where the second ReLU stands: on the ``branch`` before the sum, or after the ``sum`` (a later version of
             the reference code; checkpoints do not say which they were trained with).
         sc2: shift before the first convolution too (SC², shift-conv-shift-conv).
         drop_path: probability that the branch is dropped for a sample in training.
+        shift: ``fixed``, or learned: ``active`` or ``sparse``, see :class:`LearnedShift2d`.
 
     Shapes: (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
@@ -44,17 +45,17 @@ class CSC(nn.Module):
         expansion: float = 1,
         kernel_size: int = 3,
         dilation: int = 1,
-        offsets: str = "grouped",
+        offsets: Assignment = "grouped",
         relu: str = "branch",
         sc2: bool = False,
         drop_path: float = 0.0,
+        shift: str = "fixed",
     ) -> None:
         super().__init__()
         self.relu = one_of("relu", relu, RELU_PLACES)
         middle = middle_width(out_channels, expansion)
-        self.conv1 = ConvBN(_first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2))
-        moves = make_offsets(middle, kernel_size, dilation, offsets)
-        self.conv2 = ConvBN(ShiftConv2d(middle, out_channels, moves, stride, bias=False))
+        self.conv1 = ConvBN(_first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2, shift))
+        self.conv2 = ConvBN(shift_conv(middle, out_channels, kernel_size, dilation, offsets, shift, stride))
         self.shortcut = shortcut(in_channels, out_channels, stride)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -118,7 +119,7 @@ class PreActCSC(Foldable, nn.Module):
     Args:
         in_channels, out_channels: of the module; equal at stride 1.
         expansion: E, the middle has E times the channels that the branch makes.
-        kernel_size, dilation, offsets, drop_path: as in :class:`CSC`.
+        kernel_size, dilation, offsets, drop_path, shift: as in :class:`CSC`.
         sc2: SC²: BN, ReLU, shift, 1x1 conv, BN, ReLU, shift, 1x1 conv.
 
     Raises:
@@ -133,9 +134,10 @@ class PreActCSC(Foldable, nn.Module):
         expansion: float = 1,
         kernel_size: int = 3,
         dilation: int = 1,
-        offsets: str = "grouped",
+        offsets: Assignment = "grouped",
         sc2: bool = False,
         drop_path: float = 0.0,
+        shift: str = "fixed",
     ) -> None:
         super().__init__()
         new = out_channels - in_channels if stride > 1 else out_channels
@@ -146,13 +148,12 @@ class PreActCSC(Foldable, nn.Module):
             )
         self.sc2 = sc2
         middle = middle_width(new, expansion)
-        moves = make_offsets(middle, kernel_size, dilation, offsets)
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = _first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2)
-        self.shift = nn.Identity() if sc2 else Shift2d(moves)
+        self.conv1 = _first_conv(in_channels, middle, kernel_size, dilation, offsets, sc2, shift)
+        self.shift = nn.Identity() if sc2 else shift_layer(middle, kernel_size, dilation, offsets, shift)
         self.norm2: nn.Module = nn.BatchNorm2d(middle)
         self.conv2 = (
-            ShiftConv2d(middle, new, moves, stride, bias=False)
+            shift_conv(middle, new, kernel_size, dilation, offsets, shift, stride)
             if sc2
             else nn.Conv2d(middle, new, 1, stride, bias=False)
         )
@@ -191,7 +192,11 @@ def middle_width(channels: int, expansion: float) -> int:
     return width
 
 
-def _first_conv(in_channels: int, middle: int, kernel_size: int, dilation: int, offsets: str, sc2: bool) -> nn.Conv2d:
+def _first_conv(
+    in_channels: int, middle: int, kernel_size: int, dilation: int, offsets: Assignment, sc2: bool, shift: str
+) -> nn.Conv2d:
+    """The convolution before the shift; SC²'s own shift is grouped where the other's runs are given."""
     if not sc2:
         return nn.Conv2d(in_channels, middle, 1, bias=False)
-    return ShiftConv2d(in_channels, middle, make_offsets(in_channels, kernel_size, dilation, offsets), bias=False)
+    own = offsets if isinstance(offsets, str) else "grouped"
+    return shift_conv(in_channels, middle, kernel_size, dilation, own, shift)

@@ -180,7 +180,8 @@ class ImageModel(Foldable, nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        return set()
+        """Names of parameters that decay would spoil: displacements of learned shifts, which it would draw to zero."""
+        return {name for name, _ in self.named_parameters() if name.endswith(".displacement")}
 
     def fold(self) -> None:
         """A batch norm before the mean pool goes into the classifier."""

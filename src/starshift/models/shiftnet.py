@@ -12,6 +12,7 @@ from torch import nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import PreActCSC
+from starshift.layers.shift import Assignment, per_module
 from starshift.models._base import ImageModel, drop_path_rates
 from starshift.models._registry import Variant
 
@@ -27,9 +28,10 @@ class ShiftNet(ImageModel):
         expansion: for each group E of its first module and E of the rest; or one number for all.
         kernel_size: of the shifts, one for each group or one for all.
         dilation: of the shifts, likewise.
-        offsets: ``grouped`` or ``interleaved``.
+        offsets: ``grouped`` or ``interleaved``, or one entry for each module: a name, or runs [channels, dy, dx].
         sc2: SC² modules (shift, conv, shift, conv).
         num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as everywhere.
+        shift: ``fixed``, or learned within the kernel's reach: ``active`` or ``sparse``.
 
     Raises:
         StarshiftError: lists of different lengths, or widths that do not grow.
@@ -45,13 +47,14 @@ class ShiftNet(ImageModel):
         expansion: float | Sequence[Sequence[float]] = ((4, 4), (4, 3), (3, 2), (2, 1)),
         kernel_size: int | Sequence[int] = (5, 5, 3, 3),
         dilation: int | Sequence[int] = 1,
-        offsets: str = "grouped",
+        offsets: str | Sequence[Assignment] = "grouped",
         sc2: bool = False,
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        shift: str = "fixed",
     ) -> None:
         groups = len(widths)
         expansions = [(expansion, expansion)] * groups if isinstance(expansion, (int, float)) else list(expansion)
@@ -63,6 +66,7 @@ class ShiftNet(ImageModel):
             )
         stages: list[nn.Module] = []
         before = stem_chs
+        assignments = iter(per_module(offsets, sum(depths)))
         rates = drop_path_rates(drop_path_rate, list(depths))
         for width, (first, rest), kernel, dilate, stage_rates in zip(
             widths, expansions, kernels, dilations, rates, strict=True
@@ -70,7 +74,8 @@ class ShiftNet(ImageModel):
             blocks = []
             for i, rate in enumerate(stage_rates):
                 stride, e = (2, first) if i == 0 else (1, rest)
-                blocks.append(PreActCSC(before, width, stride, e, kernel, dilate, offsets, sc2, rate))
+                moves = (kernel, dilate, next(assignments))
+                blocks.append(PreActCSC(before, width, stride, e, *moves, sc2, rate, shift))
                 before = width
             stages.append(nn.Sequential(*blocks))
         super().__init__(

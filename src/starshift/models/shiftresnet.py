@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from torch import Tensor
 
 from starshift.layers import CSC, ShiftConv2d
+from starshift.layers.shift import Assignment, per_module
 from starshift.models._base import ImageModel
 from starshift.models._cifar import DEPTHS, CifarResNet
 from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
@@ -22,10 +25,12 @@ class ShiftResNet(CifarResNet):
         depth: modules in each group.
         expansion: E, middle channels over a module's output channels.
         kernel_size, dilation: of the shifts.
-        offsets: ``grouped`` or ``interleaved`` (as the reference code; its checkpoints load into either).
+        offsets: ``grouped`` or ``interleaved`` (as the reference code; its checkpoints load into either), or one entry
+            for each module, in order: a name, or runs [channels, dy, dx] for its middle channels.
         relu: ``branch`` or ``sum``, where a module's second ReLU stands.
         sc2: SC² modules (a shift before the first 1x1 convolution too).
         num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as everywhere.
+        shift: ``fixed``, or learned within the kernel's reach: ``active`` or ``sparse``.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class ShiftResNet(CifarResNet):
         expansion: float = 1,
         kernel_size: int = 3,
         dilation: int = 1,
-        offsets: str = "grouped",
+        offsets: str | Sequence[Assignment] = "grouped",
         relu: str = "branch",
         sc2: bool = False,
         num_classes: int = 10,
@@ -42,11 +47,13 @@ class ShiftResNet(CifarResNet):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        shift: str = "fixed",
     ) -> None:
+        assignments: Iterator[Assignment] = iter(per_module(offsets, 3 * depth))
+
         def block(in_channels: int, out_channels: int, stride: int, drop_path: float) -> CSC:
-            return CSC(
-                in_channels, out_channels, stride, expansion, kernel_size, dilation, offsets, relu, sc2, drop_path
-            )
+            moves = (kernel_size, dilation, next(assignments))
+            return CSC(in_channels, out_channels, stride, expansion, *moves, relu, sc2, drop_path, shift)
 
         super().__init__(block, depth, 1, num_classes, in_chans, drop_rate, drop_path_rate, global_pool)
         self.dilation = dilation
