@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from starshift.errors import StarshiftError
 from starshift.layers import CSC, PreActCSC, fix_shifts, fold_batchnorm, module_offsets
 from starshift.models import create_model, load_model, save_model
+from starshift.ops import use_kernel
 from starshift.preprocessing import Preprocessing
 from tests.models.helpers import randomise, small, smallest_image
 from tests.tolerance import assert_close
@@ -45,6 +47,18 @@ def test_explicit_allocations_survive_files(name: str, tmp_path) -> None:
         assert torch.equal(loaded(x), model(x))
         assert not torch.equal(small(name)(x), model(x))
         assert_close("folded", fold_batchnorm(model)(x), model(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_take_explicit_allocations(name: str) -> None:
+    gradients = []
+    for kernel in (nullcontext(), use_kernel("reference")):
+        model = randomise(small(name, offsets=_uneven(name))).train()
+        x = smallest_image(model, batch=4).contiguous(memory_format=torch.channels_last)
+        with kernel:
+            model(x).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.levels.parameters()]))
+    assert_close("gradients", gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,10 +6,13 @@
   ``estimate_kernel`` (the polynomial kernel of random features).
 * Coefficients of trained blocks: ``coefficient_stats``, ``block_coefficients``; the penalty that shapes them is
   ``starshift.layers.coefficient_penalty``.
+* Shift groups: ``group_redundancy`` (correlation of channels), ``group_contributions`` (accuracy lost without a group's
+  shift, and its weights), ``allocations`` (channels for each shift, as the models' option ``offsets``).
 """
 
 from __future__ import annotations
 
+from starshift.analysis.allocation import MEASURES, allocate, allocations
 from starshift.analysis.coefficients import CoefficientStats, block_coefficients, coefficient_stats, form_eigenvalues
 from starshift.analysis.degree import degrees, exact_degree, integer_layers
 from starshift.analysis.expansion import (
@@ -22,14 +25,30 @@ from starshift.analysis.expansion import (
 )
 from starshift.analysis.kernel import KernelEstimate, estimate_kernel, star_kernel
 from starshift.analysis.rank import CASES, ImplicitRank, expected_rank, implicit_rank
+from starshift.analysis.shift_groups import (
+    Correlation,
+    GroupContribution,
+    GroupRedundancy,
+    group_contributions,
+    group_redundancy,
+    shift_layers,
+    top1,
+    zeroed,
+)
 from starshift.layers import Branches, coefficient_penalty, find_branches
 
 __all__ = [
     "CASES",
+    "MEASURES",
     "Branches",
     "CoefficientStats",
+    "Correlation",
+    "GroupContribution",
+    "GroupRedundancy",
     "ImplicitRank",
     "KernelEstimate",
+    "allocate",
+    "allocations",
     "block_coefficients",
     "coefficient_penalty",
     "coefficient_stats",
@@ -39,13 +58,18 @@ __all__ = [
     "expected_rank",
     "find_branches",
     "form_eigenvalues",
+    "group_contributions",
+    "group_redundancy",
     "implicit_rank",
     "integer_layers",
     "monomial_count",
     "monomial_indices",
     "monomials",
     "published_stacked_log10",
+    "shift_layers",
     "stacked_count",
     "star_coefficients",
     "star_kernel",
+    "top1",
+    "zeroed",
 ]
