@@ -6,6 +6,8 @@
   ``estimate_kernel`` (the polynomial kernel of random features).
 * Coefficients of trained blocks: ``coefficient_stats``, ``block_coefficients``; the penalty that shapes them is
   ``starshift.layers.coefficient_penalty``.
+* Decision boundaries: ``two_moons``, ``fit_classifier`` (2-D DemoNets and the paper's SVMs), ``decision_grid``,
+  ``accuracy``.
 * Shift groups: ``group_redundancy`` (correlation of channels), ``group_contributions`` (accuracy lost without a group's
   shift, and its weights), ``allocations`` (channels for each shift, as the models' option ``offsets``).
 """
@@ -13,6 +15,17 @@
 from __future__ import annotations
 
 from starshift.analysis.allocation import MEASURES, allocate, allocations
+from starshift.analysis.boundaries import (
+    CLASSIFIERS,
+    Grid,
+    Moons,
+    accuracy,
+    decision_grid,
+    fit_classifier,
+    fit_network,
+    score,
+    two_moons,
+)
 from starshift.analysis.coefficients import CoefficientStats, block_coefficients, coefficient_stats, form_eigenvalues
 from starshift.analysis.degree import degrees, exact_degree, integer_layers
 from starshift.analysis.expansion import (
@@ -39,24 +52,31 @@ from starshift.layers import Branches, coefficient_penalty, find_branches
 
 __all__ = [
     "CASES",
+    "CLASSIFIERS",
     "MEASURES",
     "Branches",
     "CoefficientStats",
     "Correlation",
+    "Grid",
     "GroupContribution",
     "GroupRedundancy",
     "ImplicitRank",
     "KernelEstimate",
+    "Moons",
+    "accuracy",
     "allocate",
     "allocations",
     "block_coefficients",
     "coefficient_penalty",
     "coefficient_stats",
+    "decision_grid",
     "degrees",
     "estimate_kernel",
     "exact_degree",
     "expected_rank",
     "find_branches",
+    "fit_classifier",
+    "fit_network",
     "form_eigenvalues",
     "group_contributions",
     "group_redundancy",
@@ -66,10 +86,12 @@ __all__ = [
     "monomial_indices",
     "monomials",
     "published_stacked_log10",
+    "score",
     "shift_layers",
     "stacked_count",
     "star_coefficients",
     "star_kernel",
     "top1",
+    "two_moons",
     "zeroed",
 ]
