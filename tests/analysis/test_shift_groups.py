@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.analysis import (
-    Correlation,
+    ChannelStatistics,
     GroupContribution,
     allocate,
     allocations,
@@ -42,10 +42,10 @@ def test_streamed_correlation_is_numpys() -> None:
     x = torch.randn(6, 4, 9, 8)
     x[:, 1] = 100 + x[:, 0] - 0.5 * x[:, 1]
     x[:, 3] = 7.0
-    sums = Correlation()
+    sums = ChannelStatistics()
     for part in x.split([1, 3, 2]):
         sums.update(part)
-    correlation, live = sums.matrix()
+    correlation, live = sums.correlation()
     assert live.tolist() == [True, True, True, False]
     expected = torch.from_numpy(np.corrcoef(x[:, :3].transpose(0, 1).flatten(1).double().numpy()))
     assert_close("correlation", correlation[:3, :3], expected)

@@ -10,10 +10,13 @@
   ``accuracy``.
 * Shift groups: ``group_redundancy`` (correlation of channels), ``group_contributions`` (accuracy lost without a group's
   shift, and its weights), ``allocations`` (channels for each shift, as the models' option ``offsets``).
+* Compression: ``low_rank`` (1x1 convolutions in two factors), ``int8_model`` and ``pack_int8`` (weights of one byte),
+  ``size_in_bytes``.
 """
 
 from __future__ import annotations
 
+from starshift.analysis._measure import ChannelStatistics
 from starshift.analysis.allocation import MEASURES, allocate, allocations
 from starshift.analysis.boundaries import (
     CLASSIFIERS,
@@ -27,6 +30,7 @@ from starshift.analysis.boundaries import (
     two_moons,
 )
 from starshift.analysis.coefficients import CoefficientStats, block_coefficients, coefficient_stats, form_eigenvalues
+from starshift.analysis.compression import int8_model, pack_int8, size_in_bytes, unpack_int8
 from starshift.analysis.degree import degrees, exact_degree, integer_layers
 from starshift.analysis.expansion import (
     monomial_count,
@@ -37,9 +41,9 @@ from starshift.analysis.expansion import (
     star_coefficients,
 )
 from starshift.analysis.kernel import KernelEstimate, estimate_kernel, star_kernel
+from starshift.analysis.low_rank import FactoredLayer, low_rank
 from starshift.analysis.rank import CASES, ImplicitRank, expected_rank, implicit_rank
 from starshift.analysis.shift_groups import (
-    Correlation,
     GroupContribution,
     GroupRedundancy,
     group_contributions,
@@ -55,8 +59,9 @@ __all__ = [
     "CLASSIFIERS",
     "MEASURES",
     "Branches",
+    "ChannelStatistics",
     "CoefficientStats",
-    "Correlation",
+    "FactoredLayer",
     "Grid",
     "GroupContribution",
     "GroupRedundancy",
@@ -81,17 +86,22 @@ __all__ = [
     "group_contributions",
     "group_redundancy",
     "implicit_rank",
+    "int8_model",
     "integer_layers",
+    "low_rank",
     "monomial_count",
     "monomial_indices",
     "monomials",
+    "pack_int8",
     "published_stacked_log10",
     "score",
     "shift_layers",
+    "size_in_bytes",
     "stacked_count",
     "star_coefficients",
     "star_kernel",
     "top1",
     "two_moons",
+    "unpack_int8",
     "zeroed",
 ]

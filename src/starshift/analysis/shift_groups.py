@@ -11,14 +11,14 @@ each shift gets, which the paper leaves as future work, follows from the second:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from starshift.analysis._measure import Batches, ChannelStatistics, evaluating, images_of
 from starshift.errors import StarshiftError
 from starshift.layers import CSC, PreActCSC, Shift2d, ShiftConv2d
 from starshift.layers.activation import one_of
@@ -27,7 +27,6 @@ from starshift.ops import Offsets
 from starshift.ops.shift.offsets import merge_runs, per_channel
 
 Displacement = tuple[int, int]
-Batches = Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,15 @@ def group_redundancy(model: nn.Module, batches: Batches) -> list[GroupRedundancy
         StarshiftError: a model without fixed shifts, or no images.
     """
     layers = shift_layers(model)
-    sums = {name: Correlation() for name in layers}
+    sums = {name: ChannelStatistics() for name in layers}
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         for name, layer in layers.items():
             hook = layer.register_forward_pre_hook(lambda _, inputs, name=name: sums[name].update(inputs[0]))
             stack.callback(hook.remove)
         for batch in batches:
             if len(batch[0]):
-                model(_images(model, batch))
+                model(images_of(model, batch))
     return [row for name, layer in layers.items() for row in _redundancy(name, layer.offsets, sums[name])]
 
 
@@ -142,10 +141,10 @@ def top1(model: nn.Module, batches: Batches) -> float:
         StarshiftError: no images.
     """
     right = seen = 0
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             if len(batch[0]):
-                answer = model(_images(model, batch)).argmax(1)
+                answer = model(images_of(model, batch)).argmax(1)
                 right += int((answer == batch[1].to(answer.device)).sum())
                 seen += len(answer)
     if not seen:
@@ -181,39 +180,10 @@ def shift_layers(model: nn.Module) -> dict[str, Shift2d | ShiftConv2d]:
     return found
 
 
-class Correlation:
-    """Pearson correlation of channels over all positions of all images, gathered batch by batch in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.scatter = torch.zeros(())
-
-    def update(self, x: Tensor) -> None:
-        """Add (N, C, H, W): the scatter matrices of two parts add up with that of their means (Chan et al., 1983)."""
-        for images in x.detach().split(max(1, 2**16 // (x.shape[2] * x.shape[3]))):
-            flat = images.transpose(0, 1).flatten(1).double()
-            count, mean = flat.shape[1], flat.mean(1)
-            flat = flat - mean[:, None]
-            scatter, step = flat @ flat.T, mean - self.mean
-            if self.count:
-                scatter = scatter + step.outer(step) * (self.count * count / (self.count + count))
-            self.mean = self.mean + step * (count / (self.count + count))
-            self.scatter = self.scatter + scatter
-            self.count += count
-
-    def matrix(self) -> tuple[Tensor, Tensor]:
-        """(C, C) correlations, 0 for channels that never vary, and which channels (C,) do vary."""
-        variance = self.scatter.diagonal()
-        live = variance > 1e-12 * (variance + self.count * self.mean.square())
-        scale = torch.where(live, variance.clamp_min(1e-300).rsqrt(), 0.0)
-        return self.scatter * scale[:, None] * scale, live
-
-
-def _redundancy(name: str, offsets: Offsets, sums: Correlation) -> Iterator[GroupRedundancy]:
+def _redundancy(name: str, offsets: Offsets, sums: ChannelStatistics) -> Iterator[GroupRedundancy]:
     if not sums.count:
         raise StarshiftError("no images to measure on")
-    correlation, live = sums.matrix()
+    correlation, live = sums.correlation()
     correlation = correlation.abs().fill_diagonal_(0)
     for (dy, dx), channels in _groups(offsets).items():
         group = torch.zeros_like(live)
@@ -239,19 +209,3 @@ def _reader(module: nn.Module) -> nn.Conv2d:
     conv = module.conv2.conv if isinstance(module, CSC) else module.conv2
     assert isinstance(conv, nn.Conv2d)
     return conv
-
-
-def _images(model: nn.Module, batch: Any) -> Tensor:
-    return batch[0].to(next(model.parameters()).device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: eval mode; after: each module's own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -45,14 +45,18 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     return folded
 
 
-def fuse_conv_bn_(conv: nn.Conv2d, bn: nn.Module) -> bool:
+def fuse_conv_bn_(conv: nn.Conv2d | nn.Sequential, bn: nn.Module) -> bool:
     """Merge an eval-mode batch norm that follows ``conv`` into the convolution's weight and bias, in place.
+
+    Of a sequence of convolutions (one in factors) the last takes it.
 
     Returns:
         False, with nothing done, where ``bn`` is no batch norm or keeps no running statistics.
     """
     if type(bn) not in _BATCH_NORMS or bn.running_mean is None:
         return False
+    if isinstance(conv, nn.Sequential):
+        return fuse_conv_bn_(conv[-1], bn)  # type: ignore[arg-type]
     statistics: Any = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
     conv.weight, conv.bias = _parameter(weight), _parameter(bias)

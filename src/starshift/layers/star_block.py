@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -11,7 +12,9 @@ from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.folding import Foldable
-from starshift.ops import ACTIVATIONS, PLACEMENTS, star_mlp
+from starshift.layers.norm import is_watched
+from starshift.ops import ACTIVATIONS, PLACEMENTS, star, star_mlp
+from starshift.ops._operator import autocast_dtype
 
 MODES = ("star", "sum")
 LAYOUTS = ("both", "before", "after", "none")
@@ -84,5 +87,15 @@ class StarBlock(Foldable, nn.Module):
         f1, f2, g = self.f1.conv, self.f2.conv, self.g.conv
         if self.mode == "sum":
             return self.g(add_branches(f1(x), f2(x), activation(self.act), self.placement))
+        if any(type(conv) is not nn.Conv2d or is_watched(conv) for conv in (f1, f2, g)):
+            return self._mix_by_parts(x)
         y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, self.act, self.placement)
         return self.g.bn(y)
+
+    def _mix_by_parts(self, x: Tensor) -> Tensor:
+        """Each convolution called on its own: one of another kind (in factors, say), or one that a hook waits on."""
+        product = star(self.f1(x), self.f2(x), self.act, self.placement)
+        if autocast_dtype(x) != torch.float16:
+            return self.g(product)
+        with torch.autocast(x.device.type, enabled=False):  # the product leaves float16's range
+            return self.g(product)
