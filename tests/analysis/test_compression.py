@@ -159,4 +159,9 @@ def test_a_channel_of_zeros() -> None:
 @pytest.mark.parametrize("args", [{}, {"energy": 0.5, "params": 0.5}, {"energy": 1.5}, {"params": 1}, {"params": 0}])
 def test_low_rank_asks_for_one_share(args: dict) -> None:
     with pytest.raises(StarshiftError, match="one of the two"):
-        low_rank(nn.Conv2d(4, 4, 1), **args)
+        low_rank(nn.Sequential(nn.Conv2d(4, 4, 1)), **args)
+
+
+def test_low_rank_needs_something_to_factor() -> None:
+    with pytest.raises(StarshiftError, match="no plain 1x1"):
+        low_rank(nn.Sequential(nn.Conv2d(3, 4, 3)), energy=0.9)

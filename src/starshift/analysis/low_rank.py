@@ -59,12 +59,16 @@ def low_rank(
         The copy, in the modes of ``model``, and a row for each convolution replaced.
 
     Raises:
-        StarshiftError: not exactly one of energy and params, or one out of range.
+        StarshiftError: not exactly one of energy and params, or one out of range, or a model without 1x1 convolutions.
     """
     if (energy is None) == (params is None) or not 0 < (energy or params or 0.0) <= 1 or params == 1:
         raise StarshiftError(f"give energy in (0, 1] or params in (0, 1), one of the two, not {energy} and {params}")
     model = deepcopy(model)
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and _is_pointwise(m)}
+    if not convs:
+        raise StarshiftError(
+            "the model has no plain 1x1 convolutions; take an accelerated one after starshift.decelerate"
+        )
     seen = {} if batches is None else _outputs(model, convs, batches)
     rows = []
     for name, conv in convs.items():
