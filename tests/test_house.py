@@ -42,7 +42,8 @@ def test_importing_the_package_and_its_command_line_is_light() -> None:
 
 def test_importing_everything_initialises_no_gpu_and_no_optional_package() -> None:
     code = (
-        "import sys, torch, starshift.models, starshift.training, starshift.infer, starshift.deploy, starshift.analysis\n"
+        "import sys, torch, starshift.models, starshift.training, starshift.infer, starshift.deploy\n"
+        "import starshift.analysis\n"
         "assert not torch.cuda.is_initialized()\n"
         "optional = ('onnx', 'onnxruntime', 'onnxscript', 'datasets', 'webdataset', 'openvino')\n"
         "print([m for m in optional if m in sys.modules])"

@@ -22,6 +22,7 @@ from starshift.errors import StarshiftError
 from starshift.layers import PENALTIES
 from starshift.layers.coefficients import coefficient_gram, power_sums
 from starshift.models import create_model
+from tests.models.helpers import randomise
 from tests.tolerance import assert_close
 
 f64 = torch.float64
@@ -108,6 +109,20 @@ def test_our_starnet_and_timms_give_the_same() -> None:
     assert [s.mode for s in coefficient_stats(mixed)] == ["star", "sum", "star", "star", "star", "sum"]
     with pytest.raises(StarshiftError, match="DemoNet or a StarNet"):
         coefficient_stats(create_model("shiftresnet20"))
+
+
+def test_standardised_coefficients_are_those_before_the_norm() -> None:
+    model = randomise(create_model("starnet_s050_32px")).double()
+    block = model.stages[0][1]
+    norm, (found, *_) = block.dwconv.bn, find_branches(model, standardised=True)
+    z = torch.randn(2, norm.num_features, 3, 3, dtype=f64)  # what the norm scales and shifts
+    y = block.f2(z * norm.weight[:, None, None] + norm.bias[:, None, None])
+    constant = torch.cat((z, torch.ones_like(z[:, :1])), 1)
+    assert_close("second branch", torch.einsum("kc,nchw->nkhw", found.second, constant), y)
+    plain, other = coefficient_stats(model), coefficient_stats(model, standardised=True)
+    assert plain[0].effective_terms != other[0].effective_terms
+    untrained = create_model("starnet_s050_32px")
+    assert coefficient_stats(untrained) == coefficient_stats(untrained, standardised=True)
 
 
 @pytest.mark.parametrize("kind", PENALTIES)

@@ -58,12 +58,13 @@ class CoefficientStats:
 
 
 @torch.no_grad()
-def coefficient_stats(model: nn.Module, bias: bool = True) -> list[CoefficientStats]:
+def coefficient_stats(model: nn.Module, bias: bool = True, standardised: bool = False) -> list[CoefficientStats]:
     """One entry a block of our DemoNet or StarNet or of timm's StarNet, in the order of the forward pass.
 
     Args:
         model: trained or not; left as it is.
         bias: count the terms of degree 1 and 0, which biases make.
+        standardised: coefficients of inputs with mean 0 and variance 1, see :func:`find_branches`; for StarNet.
 
     Raises:
         StarshiftError: a model without such blocks.
@@ -75,7 +76,7 @@ def coefficient_stats(model: nn.Module, bias: bool = True) -> list[CoefficientSt
         >>> len(stats), stats[0].channels, stats[0].terms
         (4, 300, 5151)
     """
-    found = list(find_branches(model))
+    found = list(find_branches(model, standardised))
     if not found:
         raise StarshiftError("the model has no star or sum blocks: give it a DemoNet or a StarNet")
     return [_stats(branches, bias) for branches in found]

@@ -34,8 +34,14 @@ class Branches:
     second: Tensor
 
 
-def find_branches(model: nn.Module) -> Iterator[Branches]:
-    """The branches of every star or sum block: our DemoNet's and StarNet's, and timm's StarNet; differentiable."""
+def find_branches(model: nn.Module, standardised: bool = False) -> Iterator[Branches]:
+    """The branches of every star or sum block: our DemoNet's and StarNet's, and timm's StarNet; differentiable.
+
+    Args:
+        model: with such blocks, or without: then there is nothing.
+        standardised: take scale and shift of a batch norm right before the branches (StarNet) into their weights: the
+            coefficients are then those of inputs with mean 0 and variance 1, which can be compared with each other.
+    """
     for name, module in model.named_modules():
         block: Any = module
         if isinstance(block, DemoBlock):
@@ -44,6 +50,9 @@ def find_branches(model: nn.Module) -> Iterator[Branches]:
         elif all(isinstance(_conv(block, part), nn.Conv2d) for part in ("f1", "f2", "g")):
             f1, f2 = _conv(block, "f1"), _conv(block, "f2")
             first, second = _with_bias(f1.weight.flatten(1), f1.bias), _with_bias(f2.weight.flatten(1), f2.bias)
+            norm = getattr(getattr(block, "dwconv", None), "bn", None)
+            if standardised and isinstance(norm, nn.BatchNorm2d) and norm.affine:
+                first, second = _after(norm, first), _after(norm, second)
             yield Branches(name, getattr(block, "mode", "star"), first, second)
 
 
@@ -138,6 +147,12 @@ def _unit(w: Tensor) -> Tensor:
 def _conv(block: Any, part: str) -> Any:
     inner = block._modules.get(part)
     return None if inner is None else inner._modules.get("conv")
+
+
+def _after(norm: nn.BatchNorm2d, folded: Tensor) -> Tensor:
+    """Weights (K, C + 1), bias last, of the norm's outputs, as weights of what it scales and shifts."""
+    weight, bias = folded[:, :-1], folded[:, -1]
+    return _with_bias(weight * norm.weight, bias + weight @ norm.bias)
 
 
 def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
