@@ -64,12 +64,13 @@ def test_the_best_approximation_of_its_rank() -> None:
     assert_close("bias", factored[0][1].bias, model[0].bias)
 
 
-def test_fitted_to_data_it_keeps_what_the_data_use() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_fitted_to_data_it_keeps_what_the_data_use(bias: bool) -> None:
     torch.manual_seed(0)
     offsets = make_offsets(16)
-    model = nn.Sequential(ShiftConv2d(16, 12, offsets, stride=2)).double().train()
+    model = nn.Sequential(ShiftConv2d(16, 12, offsets, stride=2, bias=bias)).double().train()
     plane = torch.randn(16, 2, dtype=torch.float64)
-    x = torch.einsum("ck,nkhw->nchw", plane, torch.randn(6, 2, 9, 8, dtype=torch.float64))
+    x = 1 + torch.einsum("ck,nkhw->nchw", plane, torch.randn(6, 2, 9, 8, dtype=torch.float64))
     plain, (first,) = low_rank(model, params=0.5)
     fitted, (second,) = low_rank(model, params=0.5, batches=[(x[:3],), (x[:0],), (x[3:],)])
     assert first.rank == second.rank == 3 and fitted.training

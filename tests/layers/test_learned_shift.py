@@ -93,6 +93,8 @@ def test_no_displacement_is_stuck_at_a_whole_pixel(edge: float) -> None:
     where = torch.full((2, 2), edge, requires_grad=True)
     (bilinear_taps(where, 1) * torch.randn(2, 3, 3)).sum().backward()
     assert (where.grad != 0).all()
+    (slope,) = torch.autograd.grad(bilinear_taps(where, 1).sum(), where)
+    assert not slope.any()  # one pixel gives what its neighbour takes
 
 
 def test_training_brings_displacements_back_into_reach() -> None:
