@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laboratory: one file a table or figure of a paper. ``python -m experiments list`` shows them.
+
+An experiment is a file here without a leading underscore. Its docstring gives what the paper says, the command and the
+cost, and it holds settings only: ``TITLE``, ``SOURCE``, ``SETTING`` (what differs from the paper), ``COST`` by budget,
+``cells(budget)``, ``table(rows)``, ``claims(rows)`` and, where it draws one, ``figure(rows)``. Networks are trained by
+:func:`starshift.training.train`, as a user trains theirs.
+"""
