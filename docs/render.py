@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # experiments/ is no part of the package
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
 NOT_MEASURED = "Not measured.\n"
 Row = dict[str, str]
@@ -178,6 +180,20 @@ def inference_speed() -> str:
     return table(header, rows) if rows else NOT_MEASURED
 
 
+def claims() -> str:
+    """Which of the papers' claims held here."""
+    from experiments._book import claims_table
+
+    return claims_table()
+
+
+def experiments() -> str:
+    """A section for every experiment."""
+    from experiments._book import sections
+
+    return sections()
+
+
 def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
     """Of each kind of measurement the last run: our row, and those of the peers that were timed."""
     columns = ("model", "arguments", "batch", "size", "threads", "device", "cpu", *also)
@@ -214,7 +230,8 @@ def read(name: str) -> list[Row]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (models, cifar10, loader, operators, training_speed, inference_speed)
+    made.__name__: made
+    for made in (models, cifar10, loader, operators, training_speed, inference_speed, claims, experiments)
 }
 
 

@@ -114,7 +114,7 @@ def claims_table() -> str:
         for claim in experiment.claims(rows) if rows else []:
             cells = (claim.text, claim.published, claim.ours, f"**{claim.verdict}**", f"[{name}](#{name})")
             lines.append(f"| {' | '.join(cells)} |\n")
-    return "".join(lines)
+    return "".join(lines) if len(lines) > 2 else "Not measured yet.\n"
 
 
 def sections() -> str:

@@ -2,8 +2,8 @@
 """ShiftResNet-20 against ResNets of the same size (Wu et al., "Shift", CVPR 2018, tables 3 and 4).
 
 The paper, CIFAR-10, best epoch of 164: ShiftResNet-20 with E = 1, 3, 6, 9: 85.78, 89.56, 91.07, 91.79; ResNet-20
-reduced to the same sizes: 84.77, 88.81, 91.30, 91.96; ResNet-20 whole: 91.35. Depthwise ResNets are given for CIFAR-100 alone
-(61.32 to 65.59, where ShiftResNet-20 has 55.05 to 70.77).
+reduced to the same sizes: 84.77, 88.81, 91.30, 91.96; ResNet-20 whole: 91.35. Depthwise ResNets are given for
+CIFAR-100 alone (61.32 to 65.59, where ShiftResNet-20 has 55.05 to 70.77).
 
     python -m experiments run shift_resnet --data cifar10
 
@@ -23,9 +23,8 @@ from experiments._stats import Row, above, as_table, difference, signed, spread,
 TITLE = "ShiftResNet-20 against residual networks of equal size"
 SOURCE = "Shift, tables 3 and 4"
 SETTING = SHIFT_SETTING.format(epochs=2) + (
-    ". `net` divides all widths of ResNet-20, `block` the inner width of its blocks, `depthwise` is the bottleneck with a"
-    " 3×3 depthwise convolution; each reduced to the parameters of the ShiftResNet in its row, as near as whole widths"
-    " come"
+    ". `net` divides all widths of ResNet-20, `block` the inner width of its blocks, `depthwise` is the bottleneck with"
+    " a 3×3 depthwise convolution; each reduced to the parameters of its row's ShiftResNet, as near as widths come"
 )
 COST = {"smoke": "15 s", "small": "80 min on 2 cores", "paper": "17 networks of 164 epochs on CIFAR-10: one GPU, a day"}
 NEEDS_DATA = True
