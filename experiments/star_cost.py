@@ -3,10 +3,10 @@
 
     python -m experiments run star_cost
 
-The blocks of StarNet-S1's stages, inference and training step, with star and with sum, in timm's plain PyTorch and with
-this library's kernels: time as the median of paired rounds, and what forward keeps for backward. Expected: nearly equal
-in plain PyTorch, as both read two tensors and write one; the product keeps both factors for backward, which the sum need
-not. The kernels fuse the star alone, so there it is the cheaper one.
+The blocks of StarNet-S1's stages, inference and training step, with star and with sum, in timm's plain PyTorch and
+with this library's kernels: time as the median of paired rounds, and what forward keeps for backward. Expected: nearly
+equal in plain PyTorch, as both read two tensors and write one; the product keeps both factors for backward, which the
+sum need not. The kernels fuse the star alone, so there it is the cheaper one.
 """
 
 from __future__ import annotations

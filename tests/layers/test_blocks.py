@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import timm
 import torch
@@ -10,9 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starshift.errors import StarshiftError
-from starshift.layers import Activation, DemoBlock, DepthwiseConv2d, StarBlock, activation
+from starshift.layers import (
+    Activation,
+    DemoBlock,
+    DepthwiseConv2d,
+    StarBlock,
+    StarShiftBlock,
+    activation,
+    fold_batchnorm,
+)
 from starshift.models import create_model
-from starshift.ops import ACTIVATIONS
+from starshift.ops import ACTIVATIONS, kernels_switched
 from tests.tolerance import assert_close
 
 
@@ -114,3 +124,55 @@ def test_float16_autocast_does_not_overflow_where_timms_starnet_does() -> None:
         loss = F.cross_entropy(ours(x).float(), torch.arange(4))
     (loss * 1024).backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("space", ["shift", "depthwise", "none"])
+def test_star_shift_block(space: str, twice: bool) -> None:
+    block = _randomised(StarShiftBlock(11, 3, space, 3, twice))
+    x = torch.randn(2, 11, 6, 7)
+
+    def move(x: Tensor, module: nn.Module) -> Tensor:
+        if space == "none":
+            return x
+        if space == "depthwise":
+            return F.conv2d(x, module.weight, module.bias, padding=1, groups=11)
+        taps = torch.zeros(11, 1, 3, 3)  # the shift as a depthwise convolution with one tap a channel
+        start = 0
+        for count, dy, dx in module.offsets:
+            taps[start : start + count, 0, 1 + dy, 1 + dx] = 1
+            start += count
+        return F.conv2d(x, taps, padding=1, groups=11)
+
+    bn, last = block.norm, block.g.bn
+    y = F.batch_norm(move(x, block.space), bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    x1, x2 = (F.conv2d(y, f.conv.weight, f.conv.bias) for f in (block.f1, block.f2))
+    y = F.conv2d(F.relu6(x1) * x2, block.g.conv.weight, block.g.conv.bias)
+    y = F.batch_norm(y, last.running_mean, last.running_var, last.weight, last.bias)
+    wanted = x + (move(y, block.space2) if twice else y)
+    last_format = x.to(memory_format=torch.channels_last)
+    assert_close("block", block(x), wanted)
+    assert_close("block, channels last", block(last_format), wanted)
+    folded = fold_batchnorm(block)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert_close("folded", folded(last_format), wanted)
+
+
+def test_star_shift_block_keeps_running_statistics() -> None:
+    """The norms moved by operators, as they move by themselves."""
+    torch.manual_seed(0)
+    block = StarShiftBlock(8, 2)
+    x = torch.randn(4, 8, 5, 5)
+    plain = deepcopy(block)
+    with kernels_switched(False):
+        expected = plain(x)
+    assert_close("out", block(x.to(memory_format=torch.channels_last)), expected)
+    for (name, ours), (_, theirs) in zip(block.named_buffers(), plain.named_buffers(), strict=True):
+        assert_close(name, ours.float(), theirs.float())
+
+
+def test_star_shift_block_names_wrong_options() -> None:
+    with pytest.raises(StarshiftError, match="space"):
+        StarShiftBlock(8, space="warp")
+    with pytest.raises(StarshiftError):
+        StarShiftBlock(8, kernel_size=4)

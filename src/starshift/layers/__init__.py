@@ -14,6 +14,7 @@ from starshift.layers.folding import Foldable, fold_batchnorm, fuse_conv_bn_
 from starshift.layers.learned_shift import SHIFTS, LearnedShift2d, LearnedShiftConv2d, displacement_penalty
 from starshift.layers.shift import ASSIGNMENTS, Shift2d, ShiftConv2d, make_offsets
 from starshift.layers.star_block import LAYOUTS, MODES, StarBlock
+from starshift.layers.star_shift_block import SPACES, StarShiftBlock
 
 __all__ = [
     "ASSIGNMENTS",
@@ -22,6 +23,7 @@ __all__ = [
     "MODES",
     "PENALTIES",
     "SHIFTS",
+    "SPACES",
     "Activation",
     "Branches",
     "ConvBN",
@@ -34,6 +36,7 @@ __all__ = [
     "Shift2d",
     "ShiftConv2d",
     "StarBlock",
+    "StarShiftBlock",
     "activation",
     "coefficient_penalty",
     "displacement_penalty",

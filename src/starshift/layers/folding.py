@@ -80,6 +80,22 @@ def fuse_bn_linear_(bn: nn.Module, linear: nn.Linear) -> bool:
     return True
 
 
+def fuse_bn_pointwise_(bn: nn.Module, conv: nn.Conv2d) -> bool:
+    """Merge an eval-mode batch norm that stands before a 1x1 convolution without padding, in place; as
+    :func:`fuse_bn_linear_`.
+
+    Returns:
+        False, with nothing done, where ``bn`` is no batch norm or keeps no running statistics.
+    """
+    if type(bn) not in _BATCH_NORMS or bn.running_mean is None:
+        return False
+    scale, shift = affine_of(bn)
+    bias = conv.weight.flatten(1) @ shift
+    conv.bias = _parameter(bias if conv.bias is None else bias + conv.bias)
+    conv.weight = _parameter(conv.weight * scale.view(1, -1, 1, 1))
+    return True
+
+
 @torch.no_grad()
 def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
     """(scale, shift) of an eval-mode batch norm, each (C,)."""

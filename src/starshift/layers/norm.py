@@ -49,12 +49,13 @@ def can_normalise(norm: Any, x: Tensor) -> bool:
     return runs_kernels(x) and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
 
 
-def normalise(norm: Any, x: Tensor, act: str = "none") -> Tensor:
-    """``act(norm(x))``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them.
+def normalise(norm: Any, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
+    """``act(norm(x)) + shortcut``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them.
 
     Args:
         norm: an ``nn.BatchNorm2d``. x: (N, C, H, W).
         act: one of :data:`starshift.ops.ACTIVATIONS`.
+        shortcut: of x's shape and dtype, or None.
     """
     momentum = norm.momentum or 0.0
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -65,4 +66,4 @@ def normalise(norm: Any, x: Tensor, act: str = "none") -> Tensor:
     training = norm.training or (mean is None and var is None)
     if norm.training and not norm.track_running_stats:
         mean = var = None
-    return batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act)
+    return batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act, shortcut=shortcut)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StarShift, a family of this library: the star for nonlinearity, the shift for space. Which design, and is it better?
+
+    python -m experiments run starshift_search --data cifar10
+
+Every network gets the same training time: its speed is measured first (processor seconds of one thread, so that other
+work on the machine does not count), and the epochs are as many as fit. Expected: shifts where the map is large,
+depthwise convolutions where it is small and they cost little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments._book import Claim
+from experiments._cells import Cell, Context, seeds, trained_row
+from experiments._settings import STARNET
+from experiments._stats import Row, above, as_table, difference, spread, text, values
+
+TITLE = "StarShift beside StarNet, ShiftResNet, ResNet-20 and MobileNet-V3 at equal training time"
+SOURCE = "beyond both papers"
+SETTING = (
+    "CIFAR-10 (JPEG). AdamW on one cycle for all; epochs such that each trains for the same time of one thread"
+    "; the last column is one image's latency, folded, on one thread. `starshift` rows change one thing each"
+)
+COST = {"smoke": "20 s", "small": "70 min on 2 cores", "paper": "10 h on 2 cores"}
+NEEDS_DATA = True
+SECONDS = {"smoke": 0.0, "small": 150.0, "paper": 1500.0}
+HALF: Mapping[str, Any] = {"stem_stride": 2}
+DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "starshift": ("starshift_s", HALF),
+    "starshift, shift twice": ("starshift_s", {**HALF, "twice": True}),
+    "starshift, kernel 5": ("starshift_s", {**HALF, "kernel_size": 5}),
+    "starshift, shifts between stages": ("starshift_s", {**HALF, "down": "shift"}),
+    "starshift, depthwise in stages 3 and 4": (
+        "starshift_s",
+        {**HALF, "space": ["shift", "shift", "depthwise", "depthwise"]},
+    ),
+    "starshift, depthwise everywhere": ("starshift_s", {**HALF, "space": "depthwise"}),
+    "starshift, no space in blocks": ("starshift_s", {**HALF, "space": "none"}),
+    "starshift, full resolution": ("starshift_s", {}),
+    "starnet_s050_32px": ("starnet_s050_32px", HALF),
+    "starnet_s050_32px, full resolution": ("starnet_s050_32px", {}),
+    "shiftresnet20, E=9": ("shiftresnet20", {"expansion": 9}),
+    "resnet20": ("resnet20", {}),
+    "mobilenetv3_small_050": ("mobilenetv3_small_050", {}),
+}
+SMOKE = ("starshift", "starnet_s050_32px, full resolution")
+BATCH = 128
+
+
+def cells(budget: str) -> list[Cell]:
+    chosen = SMOKE if budget == "smoke" else DESIGNS
+    return [_cell(budget, name, seed) for seed in seeds(budget) for name in chosen]
+
+
+def _cell(budget: str, name: str, seed: int) -> Cell:
+    model, args = DESIGNS[name]
+    if budget == "smoke":
+        args = {k: v for k, v in args.items() if k != "stem_stride"}
+    settings = {**STARNET, "model_args": dict(args), "seed": seed}
+    kept = {"model": model, "seconds": SECONDS[budget], **settings}
+    return Cell({"design": name, "seed": seed}, _measure(model, settings, SECONDS[budget]), kept)
+
+
+def _measure(model: str, settings: Mapping[str, Any], seconds: float) -> Callable[[Context], dict[str, Any]]:
+    def measure(context: Context) -> dict[str, Any]:
+        speed, latency = _speed(model, settings["model_args"])
+        epochs = max(1, round(seconds * speed / 50_000))
+        found = trained_row(context.train(model, {**settings, "epochs": epochs}))
+        return {"cpu_images_per_s": round(speed, 1), "latency_ms": round(latency, 3), **found}
+
+    return measure
+
+
+def _speed(model: str, args: Mapping[str, Any]) -> tuple[float, float]:
+    """Images trained on in a second of one thread's processor time, and milliseconds of one image's answer."""
+    import statistics
+    import time
+
+    import torch
+
+    from starshift.layers import fold_batchnorm
+    from starshift.models import create_model
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        network = create_model(model, num_classes=10, **args).to(memory_format=torch.channels_last)
+        images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
+        targets = torch.arange(BATCH) % 10
+        optimiser = torch.optim.AdamW(network.parameters())
+
+        def step() -> None:
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(network(images), targets).backward()
+            optimiser.step()
+
+        training = _seconds(step, 8, time.process_time)
+        folded = fold_batchnorm(network)
+        with torch.inference_mode(False), torch.no_grad():
+            one = _seconds(lambda: folded(images[:1]), 50, time.perf_counter)
+        return BATCH / statistics.median(training), 1e3 * statistics.median(one)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(work: Callable[[], Any], times: int, clock: Callable[[], float]) -> list[float]:
+    """Of each call after two that do not count."""
+    found = []
+    for i in range(times + 2):
+        start = clock()
+        work()
+        if i > 1:
+            found.append(clock() - start)
+    return found
+
+
+def table(rows: list[Row]) -> str:
+    lines = []
+    for name in values(rows, "design"):
+        of = [row for row in rows if row["design"] == name]
+        lines.append(
+            (
+                name,
+                f"{int(of[0]['params']) / 1e3:,.0f}k",
+                f"{int(of[0]['macs']) / 1e6:.1f}M",
+                text(spread(of, "cpu_images_per_s"), 0),
+                ", ".join(values(of, "epochs")),
+                text(spread(of)),
+                text(spread(of, "latency_ms"), 2),
+            )
+        )
+    header = ("design", "parameters", "MACs", "training, images/s of one thread", "epochs", "top-1 %", "latency, ms")
+    return as_table(header, lines)
+
+
+def figure(rows: list[Row]) -> Any:
+    from matplotlib import pyplot as plt
+
+    drawn, ax = plt.subplots(figsize=(8, 5))
+    for name in values(rows, "design"):
+        of = [row for row in rows if row["design"] == name]
+        found, latency = spread(of), spread(of, "latency_ms")
+        if found and latency:
+            colour = "#c2410c" if name.startswith("starshift") else "#1d4ed8"
+            ax.errorbar(
+                latency.mean, found.mean, [[found.mean - found.low], [found.high - found.mean]], fmt="o", color=colour
+            )
+            ax.annotate(name, (latency.mean, found.mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    ax.set(title="Accuracy at equal training time against latency", xlabel="one image, ms", ylabel="top-1 %")
+    ax.grid(alpha=0.3)
+    return drawn
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    made = []
+    for peer in ("starnet_s050_32px", "shiftresnet20, E=9", "resnet20", "mobilenetv3_small_050"):
+        gap = difference(rows, {"design": "starshift"}, {"design": peer})
+        if gap is not None:
+            made.append(Claim(f"StarShift is above {peer} at equal training time", "-", gap.text(), above(gap)))
+    return made

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StarShift's block: the star for nonlinearity, and for space a shift, or a depthwise convolution where one pays."""
+
+from __future__ import annotations
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from starshift.layers.activation import one_of
+from starshift.layers.conv_bn import ConvBN
+from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.layers.folding import Foldable, fuse_bn_pointwise_, fuse_conv_bn_
+from starshift.layers.norm import can_normalise, is_watched, normalise
+from starshift.layers.shift import Shift2d, make_offsets
+from starshift.ops import ACTIVATIONS, star_mlp
+
+SPACES = ("shift", "depthwise", "none")
+
+
+def make_space(dim: int, space: str, kernel_size: int) -> nn.Module:
+    """What mixes space: a shift in contiguous groups, a depthwise convolution with bias, or nothing.
+
+    Raises:
+        StarshiftError: unknown space, or an even kernel size.
+    """
+    one_of("space", space, SPACES)
+    if space == "none":
+        return nn.Identity()
+    return Shift2d(make_offsets(dim, kernel_size)) if space == "shift" else DepthwiseConv2d(dim, kernel_size)
+
+
+class StarShiftBlock(Foldable, nn.Module):
+    """Space, BN, two 1x1 branches, their star, 1x1 projection + BN, space again if wanted, residual.
+
+    Every channel of the star multiplies two sums over channels that come from different pixels, so that one shift of
+    the narrow tensor gives products between all pairs of its ``kernel_size²`` neighbours. Batch norm stands after the
+    first shift and folds into the branches exactly: the zeros that a shift brings in are there before it.
+
+    Args:
+        dim: channels.
+        expansion: width of each branch over ``dim``.
+        space: ``shift``, ``depthwise`` or ``none``.
+        kernel_size: of either.
+        twice: space after the projection too.
+        act: of the first branch, one of :data:`starshift.ops.ACTIVATIONS`.
+        drop_path: probability that the branch is dropped for a sample in training.
+
+    Shapes: (N, dim, H, W) to the same.
+
+    Raises:
+        StarshiftError: unknown space or act, or an even kernel size.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        expansion: int = 3,
+        space: str = "shift",
+        kernel_size: int = 3,
+        twice: bool = False,
+        act: str = "relu6",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.act = one_of("act", act, ACTIVATIONS)
+        wide = int(expansion * dim)
+        self.space = make_space(dim, space, kernel_size)
+        self.norm: nn.Module = nn.BatchNorm2d(dim)
+        self.f1 = ConvBN(nn.Conv2d(dim, wide, 1), bn=False)
+        self.f2 = ConvBN(nn.Conv2d(dim, wide, 1), bn=False)
+        self.g = ConvBN(nn.Conv2d(wide, dim, 1))
+        self.space2 = make_space(dim, space if twice else "none", kernel_size)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.space(x)
+        fast = type(self.norm) is nn.BatchNorm2d and not is_watched(self.norm) and can_normalise(self.norm, y)
+        y = normalise(self.norm, y) if fast else self.norm(y)
+        f1, f2, g = self.f1.conv, self.f2.conv, self.g.conv
+        y = star_mlp(y, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, self.act)
+        norm = self.g.bn
+        plain = isinstance(self.space2, nn.Identity) and isinstance(self.drop_path, nn.Identity)
+        if (
+            plain
+            and type(norm) is nn.BatchNorm2d
+            and not is_watched(norm)
+            and x.dtype == y.dtype
+            and can_normalise(norm, y)
+        ):
+            return normalise(norm, y, shortcut=x)
+        return x + self.drop_path(self.space2(norm(y)))
+
+    def fold(self) -> None:
+        """The first norm into the depthwise convolution before it, or else into both branches."""
+        if isinstance(self.space, DepthwiseConv2d):
+            folded = fuse_conv_bn_(self.space, self.norm)
+        else:
+            folded = all(fuse_bn_pointwise_(self.norm, f.conv) for f in (self.f1, self.f2))
+        if folded:
+            self.norm = nn.Identity()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StarShift: the star for nonlinearity, the shift for space. Four stages as StarNet's, for 32-pixel images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from starshift.errors import StarshiftError
+from starshift.layers import ConvBN, ShiftConv2d, StarShiftBlock, make_offsets
+from starshift.layers.activation import one_of
+from starshift.models._base import ImageModel, drop_path_rates, truncated_normal_
+from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
+
+DOWNS = ("conv", "shift")
+Option = TypeVar("Option", str, int)
+
+
+class StarShift(ImageModel):
+    """Stem (3x3 convolution + BN + act), stages (downsampler + BN, then star-shift blocks), BN, mean pool, classifier.
+
+    Args:
+        base_dim: channels of the first stage; they double with each stage.
+        depths: blocks of each stage.
+        mlp_ratio: width of a block's branches over its channels.
+        space, kernel_size: of the blocks, see :class:`starshift.layers.StarShiftBlock`; for all stages or one for each.
+        twice: of the blocks.
+        down: what starts a stage: ``conv``, a 3x3 convolution, or ``shift``, a 3x3 shift with the 1x1 convolution
+            after it. The first stage starts at stride ``first_stride``, the others at 2.
+        act: of stem and blocks.
+        stem_chs, stem_stride, first_stride: as StarNet's.
+        num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as everywhere.
+
+    Raises:
+        StarshiftError: an option has a value it cannot have.
+    """
+
+    def __init__(
+        self,
+        base_dim: int = 16,
+        depths: Sequence[int] = (1, 1, 3, 1),
+        mlp_ratio: int = 3,
+        space: str | Sequence[str] = "shift",
+        kernel_size: int | Sequence[int] = 3,
+        twice: bool = False,
+        down: str = "conv",
+        act: str = "relu6",
+        stem_chs: int = 32,
+        stem_stride: int = 1,
+        first_stride: int = 1,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "avg",
+    ) -> None:
+        spaces = _each("space", space, len(depths))
+        kernels = _each("kernel_size", kernel_size, len(depths))
+        one_of("down", down, DOWNS)
+        if not {stem_stride, first_stride} <= {1, 2}:
+            raise StarshiftError(f"stem_stride and first_stride are 1 or 2, not {stem_stride} and {first_stride}")
+        widths = [base_dim * 2**i for i in range(len(depths))]
+        strides = [first_stride] + [2] * (len(depths) - 1)
+        rates = drop_path_rates(drop_path_rate, list(depths))
+        stem = nn.Sequential(ConvBN(nn.Conv2d(in_chans, stem_chs, 3, stem_stride, 1), act=act))
+        stages: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            before = widths[i - 1] if i else stem_chs
+            blocks = [StarShiftBlock(width, mlp_ratio, spaces[i], kernels[i], twice, act, rate) for rate in rates[i]]
+            stages.append(nn.Sequential(ConvBN(_down(before, width, strides[i], down)), *blocks))
+        reductions = [stem_stride * first_stride * 2**i for i in range(len(depths))]
+        super().__init__(
+            stem=stem,
+            stages=stages,
+            norm=nn.BatchNorm2d(widths[-1]),
+            widths=widths,
+            reductions=reductions,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            global_pool=global_pool,
+            min_size=reductions[-1],
+        )
+        truncated_normal_(self, (nn.Linear, nn.Conv2d))
+
+
+def _down(before: int, width: int, stride: int, down: str) -> nn.Conv2d:
+    if down == "conv":
+        return nn.Conv2d(before, width, 3, stride, 1)
+    return ShiftConv2d(before, width, make_offsets(before, 3), stride)
+
+
+def _each(name: str, option: Option | Sequence[Option], stages: int) -> list[Option]:
+    """One value for each stage."""
+    found: list[Option] = [option] * stages if isinstance(option, (str, int)) else list(option)
+    if len(found) != stages:
+        raise StarshiftError(f"{name} has {len(found)} entries for {stages} stages")
+    return found
+
+
+VARIANTS = (
+    Variant(
+        "starshift_s",
+        StarShift,
+        {},
+        size=(32, 32),
+        num_classes=10,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        crop_pct=1.0,
+        paper="this library",
+    ),
+)
