@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from starshift.training import Run, resolve, train
+from starshift.training import Run, train
 
 BUDGETS = ("smoke", "small", "paper")
 SMOKE: dict[str, Any] = {"epochs": 1, "img_size": 8, "batch_size": 64, "crop_padding": 0, "hflip": 0.0}
@@ -55,8 +55,8 @@ class Context:
         """The finished run of these settings: found, gone on with, or trained now."""
         named = {"recipe": "quick", "workers": 0, **settings, "data": self.data, "model": model}
         named |= SMOKE if self.budget == "smoke" else {}
+        digest = hashlib.sha256(as_text(named).encode()).hexdigest()[:12]
         recipe = named.pop("recipe")
-        digest = hashlib.sha256(resolve(recipe, named).to_yaml().encode()).hexdigest()[:12]
         folder = self.runs / f"{model}-{digest}"
         if (folder / "summary.json").is_file():
             return Run.open(folder)

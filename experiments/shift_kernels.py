@@ -43,7 +43,7 @@ def _cell(budget: str, name: str, seed: int) -> Cell:
     key = {"change": name, "seed": seed}
     args = {"expansion": 3, **CHANGES[name]}
     if budget == "paper":
-        return training(key, "shiftresnet20", recipe="shiftresnet", model_args=args, seed=seed)
+        return training(key, "shiftresnet20", recipe="shiftresnet-cifar", model_args=args, seed=seed)
     return training(key, "shiftresnet20", **{**SHIFT, "epochs": 2}, model_args=args, seed=seed)
 
 

@@ -58,7 +58,7 @@ def cells(budget: str) -> list[Cell]:
 
 def _cell(budget: str, kind: str, e: int, seed: int, model: str, args: Mapping[str, Any]) -> Cell:
     key = {"kind": kind, "expansion": e, "seed": seed}
-    settings = {"recipe": "shiftresnet"} if budget == "paper" else {**SHIFT, "epochs": 2}
+    settings = {"recipe": "shiftresnet-cifar"} if budget == "paper" else {**SHIFT, "epochs": 2}
     return training(key, model, **settings, model_args=dict(args), seed=seed)
 
 

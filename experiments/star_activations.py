@@ -46,7 +46,7 @@ def _cell(budget: str, act: str, mode: str, seed: int) -> Cell:
     key = {"act": act, "mode": mode, "seed": seed}
     if budget == "paper":
         args: dict[str, Any] = {"depth": 12, "width": 192, "mode": mode, "act": act}
-        return training(key, "demonet_d12_w192", recipe="demonet", model_args=args, seed=seed)
+        return training(key, "demonet_d12_w192", recipe="demonet-imagenet", model_args=args, seed=seed)
     args = {"depth": 6, "width": 32, "mode": mode, "patch_size": 2 if budget == "smoke" else 4}
     if act != "gelu":  # the model's own default: the run is then that of the study of widths
         args["act"] = act

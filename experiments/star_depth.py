@@ -43,7 +43,7 @@ def _cell(budget: str, depth: int, mode: str, seed: int) -> Cell:
     key = {"depth": depth, "mode": mode, "seed": seed}
     if budget == "paper":
         args: dict[str, Any] = {"depth": depth, "width": 192, "mode": mode}
-        return training(key, "demonet_d12_w192", recipe="demonet", model_args=args, seed=seed)
+        return training(key, "demonet_d12_w192", recipe="demonet-imagenet", model_args=args, seed=seed)
     patch = 2 if budget == "smoke" else 4
     args = {"depth": depth, "width": 32, "mode": mode, "patch_size": patch}
     return training(key, "demonet_d12_w192", **DEMONET, model_args=args, seed=seed)

@@ -44,7 +44,7 @@ def _cell(budget: str, width: int, mode: str, seed: int) -> Cell:
     key = {"width": width, "mode": mode, "seed": seed}
     if budget == "paper":
         args: dict[str, Any] = {"depth": 12, "width": width, "mode": mode}
-        return training(key, "demonet_d12_w192", recipe="demonet", model_args=args, seed=seed)
+        return training(key, "demonet_d12_w192", recipe="demonet-imagenet", model_args=args, seed=seed)
     patch = 2 if budget == "smoke" else 4
     args = {"depth": 6, "width": width, "mode": mode, "patch_size": patch}
     return training(key, "demonet_d12_w192", **DEMONET, model_args=args, seed=seed)

@@ -61,7 +61,7 @@ def _cell(budget: str, name: str, seed: int) -> Cell:
     key = {"change": name, "seed": seed}
     args = dict(CHANGES[name])
     if budget == "paper":
-        return training(key, "starnet_s4", recipe="starnet", model_args=args, seed=seed)
+        return training(key, "starnet_s4", recipe="starnet-imagenet", model_args=args, seed=seed)
     stem = {} if budget == "smoke" else {"stem_stride": 2}
     return training(key, "starnet_s050_32px", **STARNET, model_args={**stem, **args}, seed=seed)
 

@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from starshift.data import Batch
 from starshift.errors import StarshiftError
+from starshift.layers import PENALTIES, coefficient_penalty, displacement_penalty
 from starshift.models import create_model
-from starshift.training.config import resolve
+from starshift.training.config import CHOICES, resolve
 from starshift.training.optim import learning_rate, make_loss, make_mixup, make_optimizer, make_schedule
+from starshift.training.task import ClassificationTask
+from tests.tolerance import assert_close
 
 
 def rates(updates_per_epoch: int = 10, **settings: object) -> list[float]:
@@ -98,3 +102,31 @@ def test_every_loss_takes_its_targets(bce: bool, mixed: bool) -> None:
     loss = make_loss(config, mixed)(logits, target)
     loss.backward()
     assert loss.isfinite() and logits.grad is not None and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", CHOICES["penalty"][1:])
+def test_a_penalty_is_added_to_the_loss_and_to_the_gradient(kind: str) -> None:
+    torch.manual_seed(0)
+    name, args = ("shiftresnet20", {"shift": "sparse"}) if kind == "displacement" else ("starnet_s050_32px", {})
+    model = create_model(name, num_classes=10, **args).eval()
+    batch = Batch(torch.randn(4, 3, 32, 32), torch.arange(4), torch.arange(4), ())
+    losses, slopes = [], []
+    for settings in ({}, {"penalty": kind, "penalty_weight": 0.5}):
+        task = ClassificationTask(model, resolve(None, settings), classes=10, lr=0.1, batches=1)
+        task.set_rates, task._watch = (lambda _: None), (lambda *_: None)  # no trainer
+        model.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        losses.append(loss.detach())
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    model.zero_grad()
+    penalty = displacement_penalty(model) if kind == "displacement" else coefficient_penalty(model, kind)
+    penalty.backward()
+    slope = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in model.parameters()])
+    assert_close("loss", losses[1], losses[0] + 0.5 * penalty.detach())
+    assert_close("gradient", slopes[1], slopes[0] + 0.5 * slope)
+    assert slope.abs().sum() > 0
+
+
+def test_the_kinds_of_penalty_are_those_of_the_layers() -> None:
+    assert set(CHOICES["penalty"]) == {"", "displacement", *PENALTIES}

@@ -20,6 +20,7 @@ CHOICES = {
     "clip_mode": ("norm", "value"),
     "mixup_mode": ("batch", "pair", "elem"),
     "remode": ("const", "rand", "pixel"),
+    "penalty": ("", "participation", "cosine", "diagonal", "redundancy", "displacement"),
 }
 
 
@@ -72,6 +73,8 @@ class TrainConfig:
     mixup_off_epoch: int = 0
     smoothing: float = 0.1
     bce_loss: bool = False
+    penalty: str = ""  # added to the loss: of starshift.layers, coefficient_penalty's kinds or displacement_penalty
+    penalty_weight: float = 0.01
     # Optimisation. Images an update (the global batch) = batch_size x grad_accum_steps x devices. lr is per update, as
     # it stands; None: lr_base x (global batch / lr_base_size), or x the root of that share (lr_base_scale: sqrt, which
     # is the default for adaptive optimisers).
@@ -140,6 +143,7 @@ class TrainConfig:
             "workers",
             "aug_repeats",
             "crop_padding",
+            "penalty_weight",
             "seed",
         )
         for name in not_negative:

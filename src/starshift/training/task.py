@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from starshift.data import Batch
 from starshift.errors import StarshiftError
+from starshift.layers import coefficient_penalty, displacement_penalty
 from starshift.training.config import TrainConfig
 from starshift.training.optim import make_loss, make_mixup, make_optimizer, make_schedule
 
@@ -83,12 +84,16 @@ class ClassificationTask(LightningModule):
             image, target = self.mixup(image, target)
         loss = self.criterion(self.model(image).float(), target)
         self._watch(loss.detach(), len(image))
-        return loss
+        return loss + self.config.penalty_weight * self._penalty() if self.config.penalty else loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
+
+    def _penalty(self) -> Tensor:
+        kind = self.config.penalty
+        return displacement_penalty(self.model) if kind == "displacement" else coefficient_penalty(self.model, kind)
 
     def _seed_step(self) -> None:
         key = (self.config.seed, self.current_epoch, self.batches_done, self.global_rank)
