@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,27 @@ class Context:
         if folder.is_dir():  # cut off before its first checkpoint
             _remove(folder)
         return train(recipe=recipe, out=folder, quiet=True, **named)
+
+    def batches(self, run: Run, part: str, images: int) -> list[tuple[Any, Any]]:
+        """The first of each class of a run's ``train`` or ``val`` images, as its network is fed them in evaluation.
+
+        Returns:
+            (images, classes) of 500 each.
+        """
+        from starshift.data import eval_loader, open_data
+        from starshift.data.images import Selection
+        from starshift.models import load_model
+
+        loaded = load_model(run.path)
+        source = open_data(self.data, channels=loaded.preprocessing.channels)
+        whole = source.train if part == "train" else source.val
+        each, seen, kept = images // len(whole.classes), Counter[int](), []
+        for i, target in enumerate(whole.targets):
+            seen[target] += 1
+            if seen[target] <= each:
+                kept.append(i)
+        loader = eval_loader(Selection(whole, kept), loaded.preprocessing, batch_size=500, workers=0)
+        return [(batch.image, batch.target) for batch in loader]
 
 
 def training(key: Mapping[str, Any], model: str, **settings: Any) -> Cell:
