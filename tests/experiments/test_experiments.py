@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every experiment builds at every budget, runs at its smallest and goes on where it was; its page is that of its rows."""
+"""Every experiment builds at every budget, runs at its smallest and goes on; its page is that of its rows."""
 
 from __future__ import annotations
 

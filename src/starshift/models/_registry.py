@@ -100,7 +100,7 @@ def get_variant(name: str) -> Variant | None:
     """The variant of this name, also by the name that timm has for it (``starshift_starnet_s1``), or None."""
     found = variants()
     plain = name.removeprefix("starshift_")
-    if name != plain:
+    if name != plain and name not in found:
         return found[plain] if plain in found and found[plain].timm_name == name else None
     return found.get(name)
 

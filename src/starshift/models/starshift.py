@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StarShift: the star for nonlinearity, the shift for space. Four stages as StarNet's, for 32-pixel images."""
+"""StarShift: the star for nonlinearity, the shift for space. Four stages as StarNet's, and its form for 32 pixels.
+
+``starshift_<size>_32px`` halves the image one time less than ``starshift_<size>``, which is for 224 pixels.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +51,9 @@ class StarShift(ImageModel):
         down: str = "conv",
         act: str = "relu6",
         stem_chs: int = 32,
-        stem_stride: int = 1,
-        first_stride: int = 1,
-        num_classes: int = 10,
+        stem_stride: int = 2,
+        first_stride: int = 2,
+        num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -100,16 +103,30 @@ def _each(name: str, option: Option | Sequence[Option], stages: int) -> list[Opt
     return found
 
 
+_SIZES = {
+    "s": {"base_dim": 16, "depths": (1, 1, 3, 1)},
+    "m": {"base_dim": 24, "depths": (1, 2, 4, 1)},
+    "l": {"base_dim": 32, "depths": (1, 2, 6, 2)},
+}
+_PAPER = "this library; star and shift are of arXiv 2403.19967 and arXiv 1711.08141"
+
 VARIANTS = (
-    Variant(
-        "starshift_s",
-        StarShift,
-        {},
-        size=(32, 32),
-        num_classes=10,
-        mean=CIFAR_MEAN,
-        std=CIFAR_STD,
-        crop_pct=1.0,
-        paper="this library",
+    *(
+        Variant(f"starshift_{size}", StarShift, {**args, "stem_stride": 2, "first_stride": 2}, paper=_PAPER)
+        for size, args in _SIZES.items()
+    ),
+    *(
+        Variant(
+            f"starshift_{size}_32px",
+            StarShift,
+            {**args, "stem_stride": 2, "first_stride": 1},
+            size=(32, 32),
+            num_classes=10,
+            mean=CIFAR_MEAN,
+            std=CIFAR_STD,
+            crop_pct=1.0,
+            paper=_PAPER,
+        )
+        for size, args in _SIZES.items()
     ),
 )
