@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,10 @@ def test_claims_of_all_experiments_make_one_table() -> None:
     text = claims_table()
     measured = [name for name in names() if current(name)[1] and load(name).claims(current(name)[1])]
     assert all(f"[{name}](#{name})" in text for name in measured)
+
+
+def test_commands_in_the_docs_name_experiments_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    text = "".join(page.read_text() for page in (root / "README.md", *(root / "docs").glob("*.md")))
+    named = re.findall(r"python -m experiments run ([a-z]\w+)", text)
+    assert set(named) == set(names())
