@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from starshift.cli._bench import Suites, report
 from starshift.cli._options import Json
 from starshift.errors import StarshiftError
 
@@ -19,12 +19,74 @@ RATIO = {"ratio": "ratio", "ratio_low": "lowest", "ratio_high": "highest"}
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of torch and of the kernels, on both sides.")]
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False)
+app = typer.Typer(cls=Suites, help=HELP, no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure on this machine, beside a peer in the same run."""
+    """Measure on this machine, beside a peer in the same run.
+
+    `starshift bench MODEL...` is `starshift bench deploy MODEL...`, and `starshift bench --web` is `starshift bench web`.
+    """
+
+
+@app.command()
+def deploy(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODELS...", help="Names, run folders, exported files, timm:NAME."),
+    ] = None,
+    targets: Annotated[
+        str, typer.Option("--targets", metavar="TARGET,...", help="Such as eager,onnx,openvino-int8; default: all.")
+    ] = "",
+    threads: Annotated[str, typer.Option("--threads", metavar="N,...", help="Of each runtime; default: 1.")] = "1",
+    batch: Annotated[str, typer.Option("--batch", metavar="N,...", help="Images a call.")] = "1",
+    size: Annotated[int | None, typer.Option("--size", min=8, help="Side in pixels; default: the network's.")] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Beside them, ten networks of timm's.")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 15,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FOLDER", help="Labelled images: accuracy, and calibration of int8.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE.csv", help="Append the rows; figures are drawn beside it.")
+    ] = Path("results/deploy.csv"),
+    as_json: Json = False,
+) -> None:
+    """Which file to ship: latency, memory, size and accuracy over every way to run a network."""
+    from starshift.bench.deploy import bench_deploy
+    from starshift.bench.forms import whole_numbers
+    from starshift.bench.pareto import draw
+    from starshift.bench.recommend import recommend
+    from starshift.bench.rows import append_row
+
+    measured = bench_deploy(
+        models or (),
+        targets=_names(targets),
+        threads=whole_numbers(threads, "--threads"),
+        batches=whole_numbers(batch, "--batch"),
+        size=size,
+        peers=peers,
+        rounds=rounds,
+        data=data,
+        say=_say,
+    )
+    rows: list[dict[str, Any]] = []
+    try:
+        for group in measured:
+            for row in group:
+                append_row(out, row)
+            rows += group
+    finally:  # Ctrl-C keeps what was measured
+        if rows:
+            titles = {"model": "model", "target": "target", "precision": "precision", "batch": "batch"}
+            titles |= {"threads": "threads", "latency_ms": "median ms", "p5_ms": "p5", "p95_ms": "p95"}
+            titles |= {"images_per_s": "images/s", "first_ms": "first ms", "load_ms": "load ms"}
+            titles |= {"memory_mb": "memory MB", "file_mb": "file MB", "top1": "top-1 %", "note": "note"}
+            report(rows, titles, None, as_json)
+            for figure in draw(out):
+                _say(f"wrote {figure}")
+    for line in recommend(rows):
+        _say(f"ship: {line}")
 
 
 @app.command()
@@ -75,7 +137,7 @@ def loader(
         "peer_images_per_s": "torchvision + PIL /s",
         **RATIO,
     }
-    _report(rows, titles, out, as_json)
+    report(rows, titles, out, as_json)
 
 
 @app.command()
@@ -116,7 +178,7 @@ def operators(
         "gflops": "GFLOP/s",
         "gbs": "GB/s",
     }
-    _report(rows, titles, out, as_json)
+    report(rows, titles, out, as_json)
     if not as_json:
         first = rows[0]
         typer.echo(
@@ -152,7 +214,7 @@ def training(
         rows = bench_training(models or (), batch=batch, amp=amp, device=device, **shared)
         titles |= {"amp": "amp", "images_per_s": "images/s", **RATIO, "memory_mb": "memory MB"}
         titles |= {"model_gflops": "GFLOP/s", "peak_gflops": "of", "note": "note"}
-    _report(rows, titles, out, as_json)
+    report(rows, titles, out, as_json)
 
 
 @app.command()
@@ -168,7 +230,7 @@ def accuracy(
 
     with progress_bar("eval") as advance:
         rows = bench_accuracy(run, data, on_progress=advance)
-    _report(rows, {"model": "model", "evaluated": "evaluated", "top1": "top-1 %", "n": "images"}, out, as_json)
+    report(rows, {"model": "model", "evaluated": "evaluated", "top1": "top-1 %", "n": "images"}, out, as_json)
 
 
 def _width_height(text: str) -> tuple[int, int]:
@@ -184,27 +246,3 @@ def _names(text: str) -> list[str]:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def _report(rows: list[dict[str, Any]], titles: dict[str, str], out: Path | None, as_json: bool) -> None:
-    """Append the rows to ``out``, and print them: the columns that ``titles`` names, or all as JSON."""
-    if out is not None:
-        from starshift.bench.rows import append_row
-
-        for row in rows:
-            append_row(out, row)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, title in titles.items():
-        text = all(isinstance(row[name], str) for row in rows)
-        table.add_column(title, justify="left" if text else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in titles))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)

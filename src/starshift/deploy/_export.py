@@ -53,7 +53,7 @@ def export(
 
 
 def export_checked(
-    source: str | Path,
+    source: str | Path | Source,
     format: str = "onnx",
     out: str | Path | None = None,
     *,

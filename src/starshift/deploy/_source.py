@@ -45,8 +45,11 @@ class Source:
     folder: Path | None = None
 
 
-def open_source(source: str | Path, *, checkpoint: str | Path | None = None, img_size: int | None = None) -> Source:
-    """Load a run folder, a model folder, ``local-dir:...``, ``hf-hub:...``, or make an architecture by its name.
+def open_source(
+    source: str | Path | Source, *, checkpoint: str | Path | None = None, img_size: int | None = None
+) -> Source:
+    """Load a run folder, a model folder, ``local-dir:...``, ``hf-hub:...``, or make an architecture by its name. What
+    is open already is returned as it is.
 
     An architecture has random weights unless ``checkpoint`` (a file or hub id) is given. ``img_size`` (pixels) replaces
     the side of the input.
@@ -54,6 +57,8 @@ def open_source(source: str | Path, *, checkpoint: str | Path | None = None, img
     Raises:
         StarshiftError: nothing of that name, or a checkpoint given for something that has weights already.
     """
+    if isinstance(source, Source):
+        return source
     text = str(source)
     if Path(text).exists() or text.startswith(PREFIXES):
         if checkpoint is not None:
