@@ -90,6 +90,35 @@ def deploy(
 
 
 @app.command()
+def web(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN|MODEL|FILE]...", help="What to offer; default: starnet_s1.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Listen there: 0.0.0.0 opens it to the local network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+    size: Annotated[int | None, typer.Option("--size", min=8, help="Side in pixels; default: the network's.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")] = Path(
+        "results/deploy.csv"
+    ),
+) -> None:
+    """A page that runs and measures the models in the browser of a phone or laptop; the same as `--web`."""
+    import tempfile
+
+    from starshift.bench.web import Server, web_models
+
+    with tempfile.TemporaryDirectory(prefix="starshift-web-") as folder:
+        _say("exporting ...")
+        offered = web_models(models or ["starnet_s1"], Path(folder), size)
+        server = Server(offered, out, host=host, port=port, on_row=_say_posted)
+        with server:
+            typer.echo(server.url)
+            _say(server.advice())
+            server.wait()
+
+
+@app.command()
 def loader(
     data: Annotated[
         Path | None, typer.Argument(metavar="[DATA]", help="Folder of class folders; without it, photographs are made.")
@@ -242,6 +271,10 @@ def _width_height(text: str) -> tuple[int, int]:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _say_posted(row: dict[str, Any]) -> None:
+    _say(f"{row['model']}, {row['backend']}, {row['threads']} thread(s): {row['latency_ms']} ms on {row['user_agent']}")
 
 
 def _say(text: str) -> None:
