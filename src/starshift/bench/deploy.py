@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from starshift.bench.forms import TIMM_ONNX, Form, choose_forms, missing, precisions
+from starshift.bench.forms import TIMM_ONNX, Form, choose_forms, missing
 from starshift.bench.remote import Remote, RemoteError
 from starshift.bench.rows import provenance
 from starshift.bench.subjects import PEERS, TIMM, Facts, Subject, published_top1, subject_of
@@ -166,7 +166,7 @@ def _prepare(
         plans = []
         for subject in subjects:
             evaluated: Row = {}
-            for form in _forms_of(subject, forms):
+            for form in _forms_of(subject, facts[subject], forms):
                 plan = Plan(subject, form, facts[subject], note=missing(form) or "")
                 plans.append(plan)
                 if plan.note:
@@ -183,9 +183,7 @@ def _prepare(
         shop.end()
 
 
-def _make(
-    plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | None, evaluated: Row, say: Say
-) -> None:
+def _make(plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | None, evaluated: Row, say: Say) -> None:
     """Export where the form is a file, and evaluate where there are data and weights."""
     from starshift.deploy import get_target
 
@@ -194,12 +192,12 @@ def _make(
         plan.file = subject.text
     elif form.is_file:
         say(f"{subject.name}: exporting {form.name}")
-        suffix = get_target("onnx" if form.target == TIMM_ONNX else form.target).suffix
+        suffix = get_target(form.format).suffix
         folder.mkdir()
         plan.file = str(folder / f"model{suffix}")
         plan.columns |= shop.call("export", subject, form, plan.file, size, data)
     if plan.file:
-        plan.columns["file_mb"] = round(_bytes(Path(plan.file)) / 1e6, 3)
+        plan.columns["file_mb"] = round(_bytes(Path(plan.file) if subject.file else folder) / 1e6, 3)
     if data is not None and plan.facts.weights:
         what = plan.file or subject.text
         if what not in evaluated:
@@ -209,25 +207,20 @@ def _make(
         plan.columns |= evaluated[what]
 
 
-def _forms_of(subject: Subject, forms: list[Form]) -> list[Form]:
+def _forms_of(subject: Subject, facts: Facts, forms: list[Form]) -> list[Form]:
     """Those that the subject can have: a file is what it is; timm's export is for timm's networks."""
     if subject.file:
         from starshift.deploy import target_of
 
         target = target_of(Path(subject.text))
         assert target is not None
-        return [Form(target.name, _precision_of(subject.text, precisions(target)))]
+        return [Form(target.name, facts.precision)]
     return [form for form in forms if form.target != TIMM_ONNX or subject.timms]
 
 
-def _precision_of(file: str, there: tuple[str, ...]) -> str:
-    """As the file's name says, which is all that every format has."""
-    return next((precision for precision in there if precision in Path(file).name), there[0])
-
-
 def _bytes(path: Path) -> int:
-    """Of a file with what lies beside it under its name, or of a folder."""
-    parts = path.parent.glob(f"{path.stem}.*") if path.is_file() else path.rglob("*")
+    """Of a file, or of all in a folder."""
+    parts = [path] if path.is_file() else path.rglob("*")
     return sum(part.stat().st_size for part in parts if part.is_file())
 
 
@@ -281,10 +274,10 @@ def _row(side: Side, common: Row, group: int) -> Row:
     plan = side.plan
     times = sorted(side.seconds)
     middle = _percentile(times, 50) if times else None
-    cores = round(sum(side.cores) / len(side.cores), 2) if side.cores else ""
-    note = side.note
-    if cores and cores > side.threads + 0.3:
-        note = f"used {cores} cores, though told {side.threads}" + (f"; {note}" if note else "")
+    cores = round(sum(side.cores) / len(side.cores), 2) if side.cores else 0.0
+    notes = [side.note] if side.note else []
+    if cores > side.threads + 0.3:
+        notes.append(f"used {cores} cores, though told {side.threads}")
     return {
         "suite": common["suite"],
         "run": common["run"],
@@ -307,10 +300,10 @@ def _row(side: Side, common: Row, group: int) -> Row:
         "top1_images": plan.columns.get("top1_images", ""),
         "published_top1": published_top1().get(plan.facts.architecture, ""),
         "calls": len(times),
-        "cores_used": cores,
+        "cores_used": cores or "",
         "kernels": _native.instruction_set() or "none",
         "user_agent": "",
-        "note": note,
+        "note": "; ".join(notes),
         **{name: value for name, value in common.items() if name not in ("suite", "run")},
     }
 

@@ -32,6 +32,11 @@ class Form:
         return self.target if self.precision == FLOAT32 else f"{self.target}-{self.precision}"
 
     @property
+    def format(self) -> str:
+        """Of its file: the name of an export target."""
+        return "onnx" if self.target == TIMM_ONNX else self.target
+
+    @property
     def is_file(self) -> bool:
         return self.target not in TORCH
 
@@ -64,12 +69,14 @@ def choose_forms(wanted: Sequence[str]) -> list[Form]:
 
 
 def missing(form: Form) -> str | None:
-    """Why a form cannot be had here; None where it can."""
+    """Why a form cannot be measured here; None where it can."""
     from starshift.deploy import get_target
 
     if form.target in TORCH:
         return None
-    return get_target("onnx" if form.target == TIMM_ONNX else form.target).missing()
+    target: Any = get_target(form.format)
+    never = getattr(target, "why_not_here", lambda: None)()
+    return never or target.missing()
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

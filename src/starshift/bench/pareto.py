@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def latest(rows: Sequence[Row]) -> list[Row]:
     found = {}
     for row in rows:
         if row.get("latency_ms"):
-            key = (*(row.get(name) for name in ("model", "target", "precision", "batch", "threads", "size")), machine(row))
+            key = (
+                *(row.get(name) for name in ("model", "target", "precision", "batch", "threads", "size")),
+                machine(row),
+            )
             found[key] = row
     return list(found.values())
 
@@ -81,20 +85,25 @@ def _png(rows: Sequence[Row]) -> bytes:
         if machine(row) == here:
             cases.setdefault((row["batch"], row["threads"]), []).append(row)
     shown = list(cases.items())[:PANELS]
-    figure = Figure(figsize=(5.2 * len(shown) + 1.6, 5), layout="constrained")
+    across = min(2, len(shown))
+    down = math.ceil(len(shown) / across)
+    figure = Figure(figsize=(5.4 * across + 1.6, 4.6 * down), layout="constrained")
     FigureCanvasAgg(figure)
     forms = list(dict.fromkeys(form_name(row) for row in rows))
-    panels = figure.subplots(2, len(shown), squeeze=False, height_ratios=(6, 1), sharex="col")
-    for column, ((batch, threads), found) in enumerate(shown):
-        top, bottom = panels[0][column], panels[1][column]
+    panels = figure.subplots(2 * down, across, squeeze=False, height_ratios=(6, 1) * down)
+    for number, ((batch, threads), found) in enumerate(shown):
+        top, bottom = (panels[2 * (number // across) + part][number % across] for part in (0, 1))
+        bottom.sharex(top)
         _panel(top, bottom, found, forms)
         top.set_title(f"batch {batch}, {threads} thread{'s' if threads != '1' else ''}", fontsize=10)
-    panels[0][0].set_ylabel("top-1 accuracy, %")
-    handles = {}
+    for spare in range(len(shown), across * down):
+        for part in (0, 1):
+            panels[2 * (spare // across) + part][spare % across].set_axis_off()
+    handles: dict[str, Any] = {}
     for axes in panels.flat:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(here[:100], fontsize=9)
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(here[:90], fontsize=9)
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=150)
     return target.getvalue()
@@ -102,6 +111,8 @@ def _png(rows: Sequence[Row]) -> bytes:
 
 def _panel(top: Any, bottom: Any, rows: Sequence[Row], forms: list[str]) -> None:
     """Networks of known accuracy above, with the front that nothing betters; the others on a strip below."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     known = [row for row in rows if accuracy_of(row) is not None]
     for form in dict.fromkeys(form_name(row) for row in rows):
         colour = f"C{forms.index(form) % 10}"
@@ -114,9 +125,14 @@ def _panel(top: Any, bottom: Any, rows: Sequence[Row], forms: list[str]) -> None
     front = pareto_front(points)
     if front:
         top.step(*zip(*(points[i] for i in front), strict=True), where="post", color="0.6", linewidth=1, zorder=1)
-    for i in front:
+    for i in {known[i]["model"]: i for i in reversed(front)}.values():  # the fastest form of each network
         top.annotate(known[i]["model"], points[i], xytext=(4, 4), textcoords="offset points", fontsize=7)
     top.set_xscale("log")
+    top.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    top.xaxis.set_minor_formatter(NullFormatter())
+    top.tick_params(labelbottom=False)
+    top.set_ylabel("top-1 accuracy, %")
     top.grid(alpha=0.25)
     bottom.set_yticks([])
     bottom.grid(alpha=0.25, axis="x")

@@ -36,9 +36,7 @@ class Remote:
         environment: variables of the new process beside this one's.
     """
 
-    def __init__(
-        self, factory: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, factory: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="starshift-bench-", suffix=".log")

@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starshift.errors import StarshiftError
+from starshift.bench.forms import FLOAT32
+from starshift.errors import StarshiftError, nearest
 
 if TYPE_CHECKING:
     from starshift.deploy._source import Source
@@ -55,6 +56,7 @@ class Facts:
         macs: of one image of ``size``, folded.
         size: side of the input in pixels (its height).
         weights: whether it has weights of its own, so that accuracy means something.
+        precision: of a file.
     """
 
     architecture: str
@@ -62,6 +64,7 @@ class Facts:
     macs: int | None
     size: int
     weights: bool
+    precision: str = FLOAT32
 
 
 def subject_of(text: str) -> Subject:
@@ -71,14 +74,16 @@ def subject_of(text: str) -> Subject:
         StarshiftError: a file that is no exported one.
     """
     path = Path(text)
-    if not path.is_file():
+    if not path.exists():
         return Subject(text)
     from starshift.deploy import target_of, targets
 
-    if target_of(path) is None:
-        known = ", ".join(target.suffix for target in targets().values())
-        raise StarshiftError(f"{path} is no exported file that is known here; their names end in {known}")
-    return Subject(text, file=True)
+    if target_of(path) is not None:
+        return Subject(text, file=True)
+    if path.is_dir():
+        return Subject(text)
+    known = ", ".join(target.suffix for target in targets().values())
+    raise StarshiftError(f"{path} is no exported file that is known here; their names end in {known}")
 
 
 @lru_cache(maxsize=1)
@@ -106,7 +111,6 @@ def _timms(subject: Subject, size: int | None) -> Source:
     from timm.models import is_model
 
     from starshift.deploy._source import Source, class_names
-    from starshift.errors import nearest
     from starshift.preprocessing import Preprocessing
 
     name = subject.text.removeprefix(TIMM)
@@ -114,7 +118,7 @@ def _timms(subject: Subject, size: int | None) -> Source:
         from timm import list_models
 
         raise StarshiftError(f"timm has no model '{name}'.{nearest(name, list_models())}")
-    model = create_model(name).eval()
+    model: Any = create_model(name).eval()
     config: dict[str, Any] = dict(model.pretrained_cfg)
     if size is not None:
         config["input_size"] = (config["input_size"][0], size, size)
@@ -142,11 +146,28 @@ def facts_of(subject: Subject, size: int | None) -> Facts:
 
 
 def _facts_of_file(subject: Subject) -> Facts:
+    """From what travels in the file; counted on the network that it names."""
+    import torch
+
     from starshift.deploy import load_exported
+    from starshift.layers import fold_batchnorm
+    from starshift.models import count_macs, count_params, create_model, is_model
 
     predictor = load_exported(subject.text)
     side = predictor.preprocessing.size
-    return Facts(predictor.name, None, None, side[0], True)
+    metadata: Any = getattr(predictor, "metadata", None)
+    precision = getattr(metadata, "precision", FLOAT32)
+    unknown = Facts(predictor.name, None, None, side[0], True, precision)
+    if not is_model(predictor.name):
+        return unknown
+    arguments = {"num_classes": len(predictor.classes), **dict(getattr(metadata, "model_args", {}))}
+    try:
+        with torch.device("meta"):
+            network = create_model(predictor.name, **arguments)
+        macs = count_macs(fold_batchnorm(network), side)
+    except (StarshiftError, TypeError, ValueError, RuntimeError):  # written where the architecture had other options
+        return unknown
+    return Facts(predictor.name, count_params(network), macs, side[0], True, precision)
 
 
 @lru_cache(maxsize=1)

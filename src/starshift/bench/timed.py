@@ -6,9 +6,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-from starshift.bench.forms import COMPILE, EAGER, FLOAT32, KERNELS, TIMM_ONNX, TORCH, Form
+from starshift.bench.forms import COMPILE, EAGER, KERNELS, TIMM_ONNX, TORCH, Form
 from starshift.bench.sides import _forget_peak, _peak_mb, _resident_mb
 from starshift.bench.subjects import Facts, Subject, facts_of, open_subject
 
@@ -79,12 +80,13 @@ class Workshop:
         if form.target == TIMM_ONNX:
             _export_by_timm(source.model, source.preprocessing.size, path)
             return {"export_s": round(time.perf_counter() - start, 1)}
-        from starshift.deploy import export_checked
+        from starshift.deploy import export_checked, get_target
 
-        done = export_checked(source, form.target, path, data=data, **_precision(form))
+        chosen: dict[str, Any] = {"precision": form.precision} if hasattr(get_target(form.target), "precisions") else {}
+        done = export_checked(source, form.target, path, data=data, **chosen)
         return {
             "export_s": round(done.seconds, 1),
-            "relative_error": f"{done.relative_error:.1e}",
+            "relative_error": "" if done.relative_error is None else f"{done.relative_error:.1e}",
             "checked_on": done.checked_on,
         }
 
@@ -94,10 +96,6 @@ class Workshop:
 
         result = evaluate(what, data, device="cpu")
         return result.top1, result.n
-
-
-def _precision(form: Form) -> dict[str, str]:
-    return {} if form.precision == FLOAT32 else {"precision": form.precision}
 
 
 def _export_by_timm(model: Any, side: tuple[int, int], path: str) -> None:
@@ -137,7 +135,11 @@ def _torch_form(subject: Subject, form: Form, file: str, batch: int, size: int |
 def _exported(subject: Subject, form: Form, file: str, batch: int, size: int | None) -> Callable[[], Run]:
     import torch
 
-    from starshift.deploy import load_exported
+    from starshift.deploy import get_target, load_exported
+
+    target = get_target(form.target)
+    for package in getattr(target, "runtime", target.packages):  # imported before the clock runs, as torch was
+        import_module(package)
 
     def load() -> Run:
         predictor = load_exported(file)
@@ -149,11 +151,10 @@ def _exported(subject: Subject, form: Form, file: str, batch: int, size: int | N
 
 
 def _timms_file(subject: Subject, form: Form, file: str, batch: int, size: int | None) -> Callable[[], Run]:
+    import onnxruntime
     import torch
 
     def load() -> Run:
-        import onnxruntime
-
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -26,7 +26,7 @@ app = typer.Typer(cls=Suites, help=HELP, no_args_is_help=True, add_completion=Fa
 def bench() -> None:
     """Measure on this machine, beside a peer in the same run.
 
-    `starshift bench MODEL...` is `starshift bench deploy MODEL...`, and `starshift bench --web` is `starshift bench web`.
+    `starshift bench MODEL...` means `starshift bench deploy MODEL...`, and `--web` means `starshift bench web`.
     """
 
 

@@ -241,7 +241,9 @@ async function measure() {
       latency_ms: round(found.median), p5_ms: round(found.p5), p95_ms: round(found.p95), first_ms: round(firstMs), load_ms: round(loadMs),
     };
     const line = document.createElement("tr");
-    line.append(...[model.name, way.title, ...["latency_ms", "p5_ms", "p95_ms", "first_ms", "load_ms"].map(name => row[name].toFixed(2))].map(text => item("td", text)));
+    const name = item("td", model.name);
+    name.append(item("small", way.title));
+    line.append(name, ...["latency_ms", "p5_ms", "p95_ms", "first_ms", "load_ms"].map(key => item("td", row[key].toFixed(row[key] < 100 ? 2 : 0))));
     $("rows").append(line);
     const response = await fetch("row", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(row)})
       .catch(() => { throw new Error("the row could not be sent: is the server still running?"); });

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from starshift.bench.forms import FLOAT32
 from starshift.bench.rows import append_row, provenance
 from starshift.bench.subjects import published_top1
 from starshift.bench.web import assets
@@ -36,9 +37,9 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:;"
-    " connect-src 'self' blob:; img-src 'self' blob: data:; media-src 'self' blob:; style-src 'self'; base-uri 'none';"
-    " form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:;"
+    " worker-src 'self' blob:; connect-src 'self' blob:; img-src 'self' blob: data:; media-src 'self' blob:;"
+    " style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -64,7 +65,7 @@ class WebModel:
             "preprocessing": predictor.preprocessing.to_config(),
             "bytes": self.path.stat().st_size,
             "trained": self.trained,
-            "precision": "int8" if "int8" in self.path.name else "fp32",
+            "precision": getattr(getattr(predictor, "metadata", None), "precision", FLOAT32),
         }
 
 
@@ -144,7 +145,7 @@ class Server:
         self.url = f"{'https' if self.secure else 'http'}://{shown}:{self._http.server_port}/{self.token}/"
 
     def __enter__(self) -> Server:
-        self._thread = threading.Thread(target=self._http.serve_forever, name="starshift-web", daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         return self
 

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file to ship: rows for every form, notes for what fails, and the recommendation drawn from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import starshift.bench.deploy as deploy
+from starshift.bench import append_row, read_rows
+from starshift.bench.deploy import bench_deploy
+from starshift.bench.forms import Form, all_forms, choose_forms, whole_numbers
+from starshift.bench.pareto import draw, html, latest
+from starshift.bench.recommend import pareto_front, recommend
+from starshift.bench.remote import Remote, RemoteError
+from starshift.bench.subjects import PEERS, PUBLISHED, published_top1, subject_of
+from starshift.cli.main import app
+from starshift.deploy import targets
+from starshift.errors import StarshiftError
+
+
+class Room:
+    """What tests put into another process."""
+
+    def twice(self, x: int) -> int:
+        print("a line that must not reach the terminal")
+        return 2 * x
+
+    def fail(self, kind: str) -> None:
+        raise StarshiftError("mend it") if kind == "mistake" else ValueError("first line\nsecond line")
+
+    def die(self, how: int) -> None:
+        os.write(2, b"last words\n")
+        os.kill(os.getpid(), how)
+
+    def hang(self) -> None:
+        time.sleep(60)
+
+
+def test_an_object_in_another_process_answers_fails_and_dies(capfd: pytest.CaptureFixture[str]) -> None:
+    room = Remote(Room)
+    assert room.call("twice", 21) == 42
+    with pytest.raises(StarshiftError, match="mend it"):
+        room.call("fail", "mistake")
+    with pytest.raises(RemoteError, match=r"^ValueError: first line$"):
+        room.call("fail", "else")
+    os.kill(room._process.pid or 0, signal.SIGINT)
+    assert room.call("twice", 4) == 8, "Ctrl-C is for the one that measures"
+    with pytest.raises(RemoteError, match=r"SIGKILL \(out of memory\?\): last words"):
+        room.call("die", signal.SIGKILL)
+    assert not room.running
+    room.end()
+    hanging = Remote(Room)
+    assert hanging.call("twice", 1) == 2
+    with pytest.raises(RemoteError, match="no answer within 0 s"):
+        hanging.call("hang", limit_s=0.3)
+    assert not hanging.running and capfd.readouterr().out == ""
+
+
+def test_every_form_of_a_network_is_a_row(small_model: Path, labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "deploy.csv"
+    few = ["--targets=eager,kernels,onnx", "--rounds=2", "--threads=1", "--batch=3", f"--data={labelled}"]
+    result = CliRunner().invoke(app, ["bench", str(small_model), *few, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    fp32 = [row for row in rows if row["precision"] == "fp32"]
+    assert [row["target"] for row in fp32] == ["eager", "kernels", "onnx"]  # compiling takes too long for a test
+    for row in fp32:
+        assert 0 < row["p5_ms"] <= row["latency_ms"] <= row["p95_ms"] and row["calls"] >= 2, row
+        assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / row["latency_ms"], rel=0.01)
+        assert row["first_ms"] > 0 and row["load_ms"] > 0 and row["note"] == "" and 0.3 < row["cores_used"] < 1.3
+        assert row["params"] > 400_000 and row["macs"] > 1e6 and row["size"] == 32 and row["torch"] and row["cpu"]
+        assert row["top1_images"] == 15
+        if row["target"] == "onnx":
+            assert 1.5 < row["file_mb"] < 3 and float(row["relative_error"]) < 1e-5
+    assert len({row["top1"] for row in fp32}) == 1, "the same network answers the same"
+    assert len(read_rows(out)[1]) == len(rows)
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"ship: .*, batch 3, 1 thread: onnx", result.stderr)
+
+
+class Here:
+    """A remote object that is in this process, for tests of what goes on around it."""
+
+    running = True
+
+    def __init__(self, factory: Any, *arguments: Any) -> None:
+        self.made = factory(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.made, method)(*arguments)
+
+    def end(self) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "Remote", Here)
+
+
+def test_a_file_is_measured_as_it_is(onnx_file: Path, here: None) -> None:
+    (rows,) = bench_deploy([str(onnx_file)], rounds=1)
+    (row,) = rows
+    assert (row["target"], row["precision"], row["model"]) == ("onnx", "fp32", str(onnx_file))
+    assert row["latency_ms"] > 0 and row["params"] > 400_000 and row["macs"] > 1e6 and row["export_s"] == ""
+    assert row["file_mb"] == round(onnx_file.stat().st_size / 1e6, 3)
+
+
+def test_timms_network_by_its_own_export_and_what_fails_is_a_note(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "missing", lambda form: "not here" if form.target == "eager" else None)
+    wanted = ["eager", "onnx-by-timm"]
+    failed, rows = bench_deploy(["timm:mobileone_s0"], targets=wanted, size=32, rounds=1, batches=[2])
+    assert [(row["target"], row["note"], row["latency_ms"]) for row in failed] == [("eager", "not here", "")]
+    (row,) = rows
+    assert row["target"] == "onnx-by-timm" and row["latency_ms"] > 0 and row["file_mb"] > 5 and not row["note"]
+    assert row["published_top1"] == 71.4 and row["params"] < 2.2e6, "its branches are merged"
+
+
+@pytest.mark.parametrize("ends_by", [KeyboardInterrupt(), RemoteError("its process ended with SIGKILL")])
+def test_what_was_measured_is_kept(
+    ends_by: BaseException, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(Here):
+        """The file's side ends in its third turn; the first is to see how many calls fill one."""
+
+        turns = 0
+
+        def __init__(self, factory: Any, *arguments: Any) -> None:
+            super().__init__(factory, *arguments)
+            self.file = len(arguments) > 1 and arguments[1].is_file
+
+        def call(self, method: str, *arguments: Any) -> Any:
+            self.turns += method == "turn"
+            if self.turns == 3 and self.file:
+                raise ends_by
+            return super().call(method, *arguments)
+
+    monkeypatch.setattr(deploy, "Remote", Ending)
+    out = tmp_path / "deploy.csv"
+    command = ["bench", str(small_model), "--targets=kernels,onnx", "--rounds=3", "--json", "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    rows = {row["target"]: row for row in read_rows(out)[1] if row["precision"] == "fp32"}
+    assert float(rows["onnx"]["latency_ms"]) > 0 and float(rows["kernels"]["latency_ms"]) > 0
+    if isinstance(ends_by, KeyboardInterrupt):
+        assert result.exit_code == 130 and "interrupted in round 2 of 3" in rows["onnx"]["note"]
+    else:
+        assert result.exit_code == 0 and "SIGKILL" in rows["onnx"]["note"]
+        assert not rows["kernels"]["note"] and int(rows["kernels"]["calls"]) > int(rows["onnx"]["calls"])
+    assert out.with_suffix(".html").exists()
+
+
+def test_every_target_that_is_found_is_a_form() -> None:
+    assert set(targets()) | {"eager", "compile", "kernels", "onnx-by-timm"} == {form.target for form in all_forms()}
+    assert choose_forms(["onnx", "eager"])[0] == Form("eager") and Form("onnx") in choose_forms(["onnx"])
+    assert choose_forms([]) == all_forms()
+    assert Form("onnx", "int8").name == "onnx-int8" and Form("onnx").name == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["starnet_s9"], "Did you mean 'starnet_s"),
+        (["timm:starnet_s9"], "Did you mean 'starnet_s"),
+        (["trainng"], "Did you mean 'training'?"),
+        (["starnet_s1", "--targets=onx"], "Did you mean 'onnx'?"),
+        (["starnet_s1", "--threads=0"], "--threads wants whole numbers"),
+        (["starnet_s1", "--batch=a"], "--batch wants whole numbers"),
+        (["--targets=onnx"], "nothing to measure"),
+        (["README.md"], "no exported file"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("no model")
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == 2 and message in re.sub(r"\s*│?\n│?\s*", " ", result.output), result.output
+    assert not (tmp_path / "results").exists()
+
+
+def test_lists_of_numbers() -> None:
+    assert whole_numbers("1, 2,2,32", "--batch") == [1, 2, 32]
+    with pytest.raises(StarshiftError, match="--threads"):
+        whole_numbers("", "--threads")
+
+
+def test_published_accuracies_are_those_of_the_models_and_have_a_source() -> None:
+    from timm.models import is_model
+
+    from starshift.models import list_models, model_info
+
+    known = published_top1()
+    for name in list_models("star*") + list_models("shiftnet*"):
+        stated = model_info(name).published_top1.get("imagenet-1k")
+        assert known.get(name) == stated, name
+    with PUBLISHED.open(newline="") as file:
+        assert all(len(row["source"]) > 20 and 50 < float(row["top1"]) < 85 for row in csv.DictReader(file))
+    assert all(is_model(name) for name in (*PEERS, *(n for n in known if not n.startswith("shiftnet"))))
+    assert subject_of("timm:starnet_s1").timms
+
+
+def row(target: str, latency: float, precision: str = "fp32", **more: Any) -> dict[str, Any]:
+    common = {"model": "a", "batch": 1, "threads": 1, "size": 32, "top1": "", "published_top1": "", "cpu": "one"}
+    return {**common, "target": target, "precision": precision, "latency_ms": latency, **more}
+
+
+def test_the_fastest_file_that_answers_as_well_is_recommended() -> None:
+    rows = [row("eager", 50.0), row("compile", 1.0), row("onnx", 10.0), row("openvino", 8.0), row("onnx", 4.0, "int8")]
+    (found,) = recommend(rows)
+    assert found.row["target"] == "openvino" and found.unknown == ("onnx-int8",)
+    assert found.faster == {"onnx": 1.25, "eager": 6.25} and "openvino, 8.00 ms, 1.25 times as fast" in str(found)
+    for top1, expected in ((74.6, "int8"), (74.4, "fp32")):
+        measured = [{**r, "top1": top1 if r["precision"] == "int8" else 75.0} for r in rows]
+        (found,) = recommend(measured)
+        assert found.row["precision"] == expected and not found.unknown
+    assert recommend([row("onnx", 3.0, latency_ms=""), row("eager", 2.0)]) == []
+    assert len(recommend([*rows, row("onnx", 3.0, threads=2)])) == 2
+
+
+def test_the_front_has_what_nothing_betters() -> None:
+    points = [(5.0, 70.0), (1.0, 60.0), (2.0, 59.0), (5.0, 71.0), (9.0, 80.0), (10.0, 80.0)]
+    assert pareto_front(points) == [1, 3, 4]
+    assert pareto_front([]) == []
+
+
+def test_figures_are_drawn_of_the_last_rows_and_hold_no_markup_of_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    assert not draw_if(path)
+    for r in (row("onnx", 10.0), row("onnx", 9.0), row("eager", 30.0, top1=70.0), row("onnx", 7.0, threads=2)):
+        append_row(path, {**r, "note": "</script><b>"})
+    append_row(path, row("onnx", "", note="failed"))
+    picture, page = draw(path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = page.read_text()
+    assert len(latest(read_rows(path)[1])) == 3 and text.count("</script>") == 1
+    data = json.loads(re.search(r"const rows = (\[.*\]);", text).group(1))  # type: ignore[union-attr]
+    assert [(d["latency_ms"], d["accuracy"]) for d in data] == [("9.0", None), ("30.0", 70.0), ("7.0", None)]
+    assert not re.search(r"""(src|href)\s*=\s*["']|https?://(?!www\.w3\.org)""", html([])), "nothing is fetched"
+
+
+def draw_if(path: Path) -> list[Path]:
+    append_row(path, row("onnx", "", note="failed"))
+    return draw(path)

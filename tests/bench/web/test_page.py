@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a real browser without a window: it loads, answers as PyTorch does, measures, and its row arrives."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from starshift.bench import read_rows
+from starshift.bench.pareto import html
+from starshift.bench.web import Server, WebModel, assets
+from starshift.data import load_image
+from starshift.errors import StarshiftError
+from starshift.models import load_model
+from tests.tolerance import assert_close
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+WAIT_S = 90
+
+
+def runtime_missing() -> str:
+    try:
+        assets.folder()
+    except StarshiftError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM or not DRIVER, reason="no Chromium: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=412,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def text(browser: Any, selector: str) -> str:
+    return str(browser.execute_script(f"return document.querySelector('{selector}').textContent"))
+
+
+def until(browser: Any, condition: Any) -> None:
+    """Wait for a condition, and fail at once with what the page says went wrong."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def holds(driver: Any) -> Any:
+        error = text(driver, "#error")
+        assert not error, error
+        return condition(driver)
+
+    WebDriverWait(browser, WAIT_S, poll_frequency=0.1).until(holds)
+
+
+def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
+    """Coarse random colours, with no loss in the file."""
+    coarse = np.random.default_rng(sum(size)).integers(0, 256, (7, 7, len(mode)), dtype=np.uint8)
+    Image.fromarray(coarse, mode).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_it_answers_as_pytorch_measures_and_sends_the_row(
+    browser: Any, onnx_file: Path, small_model: Path, tmp_path: Path
+) -> None:
+    if reason := runtime_missing():
+        pytest.skip(reason)
+    out = tmp_path / "rows.csv"
+    loaded = load_model(small_model)
+    with Server([WebModel(onnx_file, True)], out) as server:
+        browser.get(server.url)
+        until(browser, lambda driver: "is ready" in text(driver, "#state"))
+        assert browser.execute_script("return self.crossOriginIsolated"), "threads need it"
+        for size, mode in (((300, 200), "RGB"), ((40, 230), "RGBA"), ((33, 32), "RGB"), ((20, 25), "RGB")):
+            file = picture(tmp_path / f"{size[0]}.png", size, mode)
+            browser.execute_script("document.querySelector('#answer').replaceChildren()")
+            browser.find_element("id", "picture").send_keys(str(file))
+            until(browser, lambda driver: driver.find_elements("css selector", "#answer li"))
+            lines = browser.find_elements("css selector", "#answer li")
+            found = {
+                line.find_element("css selector", "span").text: float(line.get_attribute("data-probability"))
+                for line in lines
+            }
+            with torch.inference_mode():
+                logits = loaded.model.eval()(load_image(file, loaded.preprocessing)[None])
+            assert list(found) == [loaded.classes[i] for i in logits[0].argsort(descending=True)]
+            shares = torch.tensor([found[name] for name in loaded.classes])
+            # Its resize differs by a grey level here and there, since Pillow's works in fixed point.
+            assert_close(f"{mode} of {size}", shares, logits.softmax(1)[0], torch.float16)
+        browser.find_element("id", "measure").click()
+        until(browser, lambda driver: "the row was sent" in text(driver, "#state"))
+    (row,) = read_rows(out)[1]
+    assert row["target"] == "onnx-web-wasm" and "HeadlessChrome" in row["user_agent"] and int(row["calls"]) >= 20
+    assert 0 < float(row["p5_ms"]) <= float(row["latency_ms"]) <= float(row["p95_ms"]) and float(row["load_ms"]) > 0
+    errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not errors, errors
+
+
+def test_a_file_that_is_no_picture_is_said_to_be_none(browser: Any, onnx_file: Path, tmp_path: Path) -> None:
+    if reason := runtime_missing():
+        pytest.skip(reason)
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    (tmp_path / "broken.jpg").write_bytes(b"no image at all")
+    with Server([WebModel(onnx_file, False)], tmp_path / "rows.csv") as server:
+        browser.get(server.url)
+        until(browser, lambda driver: "is ready" in text(driver, "#state"))
+        browser.find_element("id", "picture").send_keys(str(tmp_path / "broken.jpg"))
+        WebDriverWait(browser, WAIT_S).until(lambda driver: "broken.jpg is no picture" in text(driver, "#error"))
+        browser.find_element("id", "camera").click()
+        WebDriverWait(browser, WAIT_S).until(lambda driver: "amera" in text(driver, "#error"))
+
+
+def test_the_figure_shows_what_is_chosen(browser: Any, tmp_path: Path) -> None:
+    common = {"precision": "fp32", "size": "32", "cpu": "one", "top1": "", "published_top1": ""}
+    rows = [
+        {**common, "model": name, "target": target, "batch": "1", "threads": threads, "latency_ms": latency, **more}
+        for name, more in (("known", {"published_top1": "70"}), ("<b>unknown</b>", {}))
+        for target, threads, latency in (("onnx", "1", "5"), ("onnx", "2", "3"), ("eager", "1", "20"))
+    ]
+    page = tmp_path / "deploy.html"
+    page.write_text(html(rows))
+    browser.get(page.as_uri())
+
+    def points() -> list[Any]:
+        return list(browser.find_elements("css selector", "circle"))
+
+    assert len(points()) == 4
+    browser.find_element("css selector", "input[name=threads][value='2']").find_element("xpath", "..").click()
+    assert len(points()) == 2
+    browser.execute_script("document.querySelectorAll('circle')[1].focus()")
+    assert "<b>unknown</b>, onnx" in text(browser, "#tip")
+    browser.find_element("css selector", "input[name=form][value='onnx']").find_element("xpath", "..").click()
+    assert not points() and "Nothing was measured" in text(browser, "#plot")
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
