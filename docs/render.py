@@ -194,6 +194,74 @@ def experiments() -> str:
     return sections()
 
 
+DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Server or PC, any processor", "onnx", ("onnx",)),
+    ("the same, smallest file", "onnx --precision int8", ("onnx-int8",)),
+    ("Intel or AMD processor", "openvino", ("openvino",)),
+    ("the same, with int8", "openvino --precision int8", ("openvino-int8",)),
+    ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
+    ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),
+    ("Android, embedded Linux (PyTorch's way)", "executorch", ("executorch",)),
+    ("Android, embedded Linux (TensorFlow's way)", "litert", ("litert",)),
+    ("A browser", "onnx", ("onnx-web-wasm", "onnx-web-webgpu")),
+    ("iPhone, iPad, Mac", "coreml", ("coreml",)),
+)
+"""What a reader has; the format to ask for; the forms of ``starshift bench`` that measure it."""
+
+
+def deploy() -> str:
+    """Device, format, command, and how much faster it was measured to be: a row for each machine."""
+    rows = []
+    for device, form, measured in DEVICES:
+        spoken = form.startswith("no export")
+        command = form.partition(": ")[2] if spoken else f"`starshift export RUN --format {form}`"
+        by_machine: dict[str, list[Row]] = {}
+        for row in (row for name in measured for row in measured_as(name)):
+            by_machine.setdefault(row.get("user_agent") or machine(row), []).append(row)
+        found = [measured_on(where, own) for where, own in by_machine.items()]
+        if not found:
+            never = "not measurable here: it runs on Apple hardware alone" if form == "coreml" else "not measured"
+            found = [(never, "-", "-", "-")]
+        rows += [(device, "-" if spoken else f"`{form.split()[0]}`", command, *cells) for cells in found]
+    header = ("your device", "format", "command", "times as fast as eager", "as float32 ONNX", "top-1 lost, points")
+    return table((*header, "measured on"), rows)
+
+
+def measured_as(name: str) -> list[Row]:
+    """The last rows of a form at batch 1, one of each network of ours, number of threads and machine."""
+    rows = [row for row in read("deploy.csv") if row["latency_ms"] and row["batch"] == "1" and form_of(row) == name]
+    ours = [row for row in rows if not row["model"].startswith("timm:")]
+    return latest(ours, "model", "threads", "size", "cpu", "user_agent")
+
+
+def form_of(row: Row) -> str:
+    return row["target"] + ("" if row["precision"] == "fp32" else f"-{row['precision']}")
+
+
+def measured_on(where: str, rows: list[Row]) -> tuple[str, str, str, str]:
+    """From the lowest to the highest ratio to the eager and the ONNX row of the same turns, the accuracy lost, and on
+    what; the time itself where there is no such row, as of a browser."""
+    eager, onnx, lost = [], [], []
+    for row in rows:
+        columns = ("run", "group", "model", "batch", "threads")
+        same = [r for r in read("deploy.csv") if r["latency_ms"] and r["run"] and all(r[c] == row[c] for c in columns)]
+        for name, ratios in (("eager", eager), ("onnx", onnx)):
+            ratios += [float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == name]
+        known = [float(r["top1"]) for r in same if r["top1"]]
+        lost += [max(known) - float(row["top1"])] if row["top1"] else []
+    times = [float(row["latency_ms"]) for row in rows]
+    first = spread(eager) if eager else f"{spread(times)} ms"
+    networks = ", ".join(f"`{name}`" for name in dict.fromkeys(row["model"] for row in rows))
+    threads = "/".join(dict.fromkeys(row["threads"] for row in rows))
+    plural = "" if threads == "1" else "s"
+    return first, spread(onnx), spread(lost), f"{networks}, {threads} thread{plural}, {where}"
+
+
+def spread(values: list[float]) -> str:
+    ends = dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values))) if values else ["-"]
+    return " to ".join(ends)
+
+
 def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
     """Of each kind of measurement the last run: our row, and those of the peers that were timed."""
     columns = ("model", "arguments", "batch", "size", "threads", "device", "cpu", *also)
@@ -231,7 +299,7 @@ def read(name: str) -> list[Row]:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (models, cifar10, loader, operators, training_speed, inference_speed, claims, experiments)
+    for made in (models, cifar10, loader, operators, training_speed, inference_speed, deploy, claims, experiments)
 }
 
 

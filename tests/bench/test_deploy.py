@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,7 @@ from starshift.bench.subjects import PEERS, PUBLISHED, published_top1, subject_o
 from starshift.cli.main import app
 from starshift.deploy import targets
 from starshift.errors import StarshiftError
-
-
-class Room:
-    """What tests put into another process."""
-
-    def twice(self, x: int) -> int:
-        print("a line that must not reach the terminal")
-        return 2 * x
-
-    def fail(self, kind: str) -> None:
-        raise StarshiftError("mend it") if kind == "mistake" else ValueError("first line\nsecond line")
-
-    def die(self, how: int) -> None:
-        os.write(2, b"last words\n")
-        os.kill(os.getpid(), how)
-
-    def hang(self) -> None:
-        time.sleep(60)
+from tests.bench.room import Room
 
 
 def test_an_object_in_another_process_answers_fails_and_dies(capfd: pytest.CaptureFixture[str]) -> None:
@@ -68,16 +50,16 @@ def test_an_object_in_another_process_answers_fails_and_dies(capfd: pytest.Captu
 
 def test_every_form_of_a_network_is_a_row(small_model: Path, labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "results" / "deploy.csv"
-    few = ["--targets=eager,kernels,onnx", "--rounds=2", "--threads=1", "--batch=3", f"--data={labelled}"]
+    few = ["--targets=kernels,onnx", "--rounds=2", "--threads=1", "--batch=3", f"--data={labelled}"]
     result = CliRunner().invoke(app, ["bench", str(small_model), *few, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
     fp32 = [row for row in rows if row["precision"] == "fp32"]
-    assert [row["target"] for row in fp32] == ["eager", "kernels", "onnx"]  # compiling takes too long for a test
+    assert [row["target"] for row in fp32] == ["kernels", "onnx"]
     for row in fp32:
         assert 0 < row["p5_ms"] <= row["latency_ms"] <= row["p95_ms"] and row["calls"] >= 2, row
         assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / row["latency_ms"], rel=0.01)
-        assert row["first_ms"] > 0 and row["load_ms"] > 0 and row["note"] == "" and 0.3 < row["cores_used"] < 1.3
+        assert row["first_ms"] > 0 and row["load_ms"] > 0 and row["note"] == "" and 0 < row["cores_used"] < 1.3
         assert row["params"] > 400_000 and row["macs"] > 1e6 and row["size"] == 32 and row["torch"] and row["cpu"]
         assert row["top1_images"] == 15
         if row["target"] == "onnx":
@@ -109,8 +91,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_is_measured_as_it_is(onnx_file: Path, here: None) -> None:
-    (rows,) = bench_deploy([str(onnx_file)], rounds=1)
-    (row,) = rows
+    (row,) = next(bench_deploy([str(onnx_file)], rounds=1))
     assert (row["target"], row["precision"], row["model"]) == ("onnx", "fp32", str(onnx_file))
     assert row["latency_ms"] > 0 and row["params"] > 400_000 and row["macs"] > 1e6 and row["export_s"] == ""
     assert row["file_mb"] == round(onnx_file.stat().st_size / 1e6, 3)
@@ -147,15 +128,15 @@ def test_what_was_measured_is_kept(
 
     monkeypatch.setattr(deploy, "Remote", Ending)
     out = tmp_path / "deploy.csv"
-    command = ["bench", str(small_model), "--targets=kernels,onnx", "--rounds=3", "--json", "--out", str(out)]
+    command = ["bench", str(small_model), "--targets=eager,onnx", "--rounds=3", "--json", "--out", str(out)]
     result = CliRunner().invoke(app, command)
     rows = {row["target"]: row for row in read_rows(out)[1] if row["precision"] == "fp32"}
-    assert float(rows["onnx"]["latency_ms"]) > 0 and float(rows["kernels"]["latency_ms"]) > 0
+    assert float(rows["onnx"]["latency_ms"]) > 0 and float(rows["eager"]["latency_ms"]) > 0
     if isinstance(ends_by, KeyboardInterrupt):
         assert result.exit_code == 130 and "interrupted in round 2 of 3" in rows["onnx"]["note"]
     else:
         assert result.exit_code == 0 and "SIGKILL" in rows["onnx"]["note"]
-        assert not rows["kernels"]["note"] and int(rows["kernels"]["calls"]) > int(rows["onnx"]["calls"])
+        assert not rows["eager"]["note"] and int(rows["eager"]["calls"]) > int(rows["onnx"]["calls"])
     assert out.with_suffix(".html").exists()
 
 
@@ -179,7 +160,9 @@ def test_every_target_that_is_found_is_a_form() -> None:
         (["README.md"], "no exported file"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes(
+    arguments: list[str], message: str, here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("no model")
     result = CliRunner().invoke(app, ["bench", *arguments])

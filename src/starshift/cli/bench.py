@@ -23,7 +23,11 @@ app = typer.Typer(cls=Suites, help=HELP, no_args_is_help=True, add_completion=Fa
 
 
 @app.callback()
-def bench() -> None:
+def bench(
+    web: Annotated[
+        bool, typer.Option("--web", help="A page that measures in the browser of a phone or laptop.")
+    ] = False,
+) -> None:
     """Measure on this machine, beside a peer in the same run.
 
     `starshift bench MODEL...` means `starshift bench deploy MODEL...`, and `--web` means `starshift bench web`.

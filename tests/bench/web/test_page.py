@@ -17,25 +17,26 @@ from starshift.bench import read_rows
 from starshift.bench.pareto import html
 from starshift.bench.web import Server, WebModel, assets
 from starshift.data import load_image
-from starshift.errors import StarshiftError
 from starshift.models import load_model
 from tests.tolerance import assert_close
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 WAIT_S = 90
-
-
-def runtime_missing() -> str:
-    try:
-        assets.folder()
-    except StarshiftError as error:
-        return str(error)
-    return ""
+SEEN = """
+const [preprocessing, done] = arguments, canvas = document.querySelector("#shown"), {width, height} = canvas;
+const rgba = canvas.getContext("2d").getImageData(0, 0, width, height).data, data = rgba.filter((_, i) => i % 4 < 3);
+const image = {height, width, channels: 3, data};
+import("./preprocess.js").then(page => done(Array.from(page.normalised(image, preprocessing))));
+"""
+"""What the network was shown, normalised by the page's own code."""
 
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM or not DRIVER, reason="no Chromium: apt-get install chromium chromium-driver"
+)
+with_runtime = pytest.mark.skipif(
+    assets.kept() is None, reason="ONNX Runtime Web is not in the cache: 'starshift bench --web' fetches it"
 )
 
 
@@ -77,11 +78,10 @@ def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
     return path
 
 
+@with_runtime
 def test_it_answers_as_pytorch_measures_and_sends_the_row(
     browser: Any, onnx_file: Path, small_model: Path, tmp_path: Path
 ) -> None:
-    if reason := runtime_missing():
-        pytest.skip(reason)
     out = tmp_path / "rows.csv"
     loaded = load_model(small_model)
     with Server([WebModel(onnx_file, True)], out) as server:
@@ -98,11 +98,16 @@ def test_it_answers_as_pytorch_measures_and_sends_the_row(
                 line.find_element("css selector", "span").text: float(line.get_attribute("data-probability"))
                 for line in lines
             }
+            image = load_image(file, loaded.preprocessing)
+            seen = torch.tensor(browser.execute_async_script(SEEN, loaded.preprocessing.to_config()))
+            # Its resize differs by a grey level here and there, since that of torch works in fixed point.
+            grey = 1 / (255 * torch.tensor(loaded.preprocessing.std).view(3, 1, 1))
+            differences = (seen.view(image.shape) - image).abs() / grey
+            assert differences.max() < 1.01 and differences.mean() < 0.1, f"{mode} of {size}"
             with torch.inference_mode():
-                logits = loaded.model.eval()(load_image(file, loaded.preprocessing)[None])
+                logits = loaded.model.eval()(image[None])
             assert list(found) == [loaded.classes[i] for i in logits[0].argsort(descending=True)]
             shares = torch.tensor([found[name] for name in loaded.classes])
-            # Its resize differs by a grey level here and there, since Pillow's works in fixed point.
             assert_close(f"{mode} of {size}", shares, logits.softmax(1)[0], torch.float16)
         browser.find_element("id", "measure").click()
         until(browser, lambda driver: "the row was sent" in text(driver, "#state"))
@@ -113,9 +118,8 @@ def test_it_answers_as_pytorch_measures_and_sends_the_row(
     assert not errors, errors
 
 
+@with_runtime
 def test_a_file_that_is_no_picture_is_said_to_be_none(browser: Any, onnx_file: Path, tmp_path: Path) -> None:
-    if reason := runtime_missing():
-        pytest.skip(reason)
     from selenium.webdriver.support.ui import WebDriverWait
 
     (tmp_path / "broken.jpg").write_bytes(b"no image at all")

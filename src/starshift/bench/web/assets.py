@@ -34,16 +34,22 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "starshift"
 
 
+def kept() -> Path | None:
+    """The folder with :data:`FILES` where they were fetched before."""
+    place = cache() / f"{PACKAGE}-{VERSION}"
+    return place if all((place / name).is_file() for name in FILES) else None
+
+
 def folder() -> Path:
-    """The folder with :data:`FILES`, fetched first where they are missing.
+    """As :func:`kept`; fetched first where they are missing.
 
     Raises:
         StarshiftError: they are not there and cannot be fetched; the message has the command that fetches them.
     """
-    place = cache() / f"{PACKAGE}-{VERSION}"
-    if all((place / name).is_file() for name in FILES):
-        return place
-    archive = cache() / f"{PACKAGE}-{VERSION}.tgz"
+    found = kept()
+    if found is not None:
+        return found
+    place, archive = cache() / f"{PACKAGE}-{VERSION}", cache() / f"{PACKAGE}-{VERSION}.tgz"
     with tempfile.TemporaryDirectory(prefix="starshift-npm-") as temporary:
         if not archive.is_file():
             archive = _pack(Path(temporary))
