@@ -196,9 +196,9 @@ def experiments() -> str:
 
 DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Server or PC, any processor", "onnx", ("onnx",)),
-    ("the same, smallest file", "onnx --precision int8", ("onnx-int8",)),
+    ("the same, smallest file", "onnx --quantize int8", ("onnx-int8",)),
     ("Intel or AMD processor", "openvino", ("openvino",)),
-    ("the same, with int8", "openvino --precision int8", ("openvino-int8",)),
+    ("the same, with int8", "openvino --quantize int8", ("openvino-int8",)),
     ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
     ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),
     ("Android, embedded Linux (PyTorch's way)", "executorch", ("executorch",)),

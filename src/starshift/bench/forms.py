@@ -17,7 +17,7 @@ TORCH = {
 }
 TIMM_ONNX = "onnx-by-timm"
 """timm's own networks through timm's own export, in ONNX Runtime."""
-FLOAT32 = "fp32"
+FLOAT32, INT8 = "fp32", "int8"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Form:
 
 
 def precisions(target: Any) -> tuple[str, ...]:
-    """The precisions that an export target writes; float32 alone where it does not say."""
-    return tuple(getattr(target, "precisions", (FLOAT32,)))
+    """The precisions that an export target writes, int8 among them where it can quantise; float32 alone where it does
+    not say."""
+    int8 = getattr(target, "int8_packages", None) is not None
+    return (*getattr(target, "precisions", (FLOAT32,)), *((INT8,) if int8 else ()))
 
 
 def all_forms() -> list[Form]:
@@ -76,7 +78,7 @@ def missing(form: Form) -> str | None:
         return None
     target: Any = get_target(form.format)
     never = getattr(target, "why_not_here", lambda: None)()
-    return never or target.missing()
+    return never or (target.missing(int8=True) if form.precision == INT8 else target.missing())
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from starshift.bench.forms import COMPILE, EAGER, KERNELS, TIMM_ONNX, TORCH, Form
+from starshift.bench.forms import COMPILE, EAGER, INT8, KERNELS, TIMM_ONNX, TORCH, Form
 from starshift.bench.sides import _forget_peak, _peak_mb, _resident_mb
 from starshift.bench.subjects import Facts, Subject, facts_of, open_subject
 
@@ -82,7 +82,11 @@ class Workshop:
             return {"export_s": round(time.perf_counter() - start, 1)}
         from starshift.deploy import export_checked, get_target
 
-        chosen: dict[str, Any] = {"precision": form.precision} if hasattr(get_target(form.target), "precisions") else {}
+        chosen: dict[str, Any] = {}
+        if form.precision == INT8:
+            chosen = {"quantize": INT8}
+        elif hasattr(get_target(form.target), "precisions"):
+            chosen = {"precision": form.precision}
         done = export_checked(source, form.target, path, data=data, **chosen)
         return {
             "export_s": round(done.seconds, 1),
