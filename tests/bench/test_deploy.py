@@ -136,7 +136,7 @@ def test_what_was_measured_is_kept(
         assert result.exit_code == 130 and "interrupted in round 2 of 3" in rows["onnx"]["note"]
     else:
         assert result.exit_code == 0 and "SIGKILL" in rows["onnx"]["note"]
-        assert not rows["eager"]["note"] and int(rows["eager"]["calls"]) > int(rows["onnx"]["calls"])
+        assert not rows["eager"]["note"] and int(rows["eager"]["calls"]) % 3 == 0, "it took all its turns"
     assert out.with_suffix(".html").exists()
 
 
