@@ -44,6 +44,8 @@ def test_a_wheel_with_kernels_is_for_every_python_3_on_this_platform(tmp_path: P
     wheel = build_wheel(tmp_path)
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
     assert {"starshift/_kernels_generic.so"} <= libraries(wheel)
+    page = {f"starshift/bench/web/{name}" for name in ("index.html", "style.css", "page.js", "engine.js")}
+    assert page <= set(zipfile.ZipFile(wheel).namelist())
     assert "Root-Is-Purelib: false" in metadata(wheel)
 
 
