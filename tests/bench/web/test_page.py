@@ -47,6 +47,7 @@ def browser() -> Iterator[Any]:
     options.binary_location = CHROMIUM
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=412,900"):
         options.add_argument(argument)
+    options.add_argument("--use-fake-device-for-media-stream")  # a camera that shows a test picture
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
@@ -119,7 +120,7 @@ def test_it_answers_as_pytorch_measures_and_sends_the_row(
 
 
 @with_runtime
-def test_a_file_that_is_no_picture_is_said_to_be_none(browser: Any, onnx_file: Path, tmp_path: Path) -> None:
+def test_pictures_that_are_none_and_cameras_allowed_or_not(browser: Any, onnx_file: Path, tmp_path: Path) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     (tmp_path / "broken.jpg").write_bytes(b"no image at all")
@@ -128,8 +129,16 @@ def test_a_file_that_is_no_picture_is_said_to_be_none(browser: Any, onnx_file: P
         until(browser, lambda driver: "is ready" in text(driver, "#state"))
         browser.find_element("id", "picture").send_keys(str(tmp_path / "broken.jpg"))
         WebDriverWait(browser, WAIT_S).until(lambda driver: "broken.jpg is no picture" in text(driver, "#error"))
+        where = server.url.partition(server.token)[0].rstrip("/")
+        wait = WebDriverWait(browser, WAIT_S)
+        for setting, selector, expected in (("denied", "#error", "not allowed"), ("granted", "#speed", "mean nothing")):
+            permission = {"permission": {"name": "camera"}, "setting": setting, "origin": where}
+            browser.execute_cdp_cmd("Browser.setPermission", permission)
+            browser.find_element("id", "camera").click()
+            wait.until(lambda driver, s=selector, e=expected: e in text(driver, s))
+        assert text(browser, "#camera") == "Stop the camera" and not text(browser, "#error")
         browser.find_element("id", "camera").click()
-        WebDriverWait(browser, WAIT_S).until(lambda driver: "amera" in text(driver, "#error"))
+        assert text(browser, "#camera") == "Camera"
 
 
 def test_the_figure_shows_what_is_chosen(browser: Any, tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ function fail(error) {
     : text;
 }
 
+function quiet() {
+  $("error").hidden = true;
+  $("error").textContent = "";
+}
+
 function enable(on) {
   for (const id of ["picture", "measure", "everything"]) $(id).disabled = !on;
   $("camera").disabled = !on || !navigator.mediaDevices?.getUserMedia;
@@ -106,7 +111,7 @@ async function bytesOf(index) {
 async function load() {
   busy = true;
   enable(false);
-  $("error").hidden = true;
+  quiet();
   const index = Number($("model").value), way = ways[Number($("backend").value)], model = models[index];
   ready = null;
   try {
@@ -175,7 +180,7 @@ async function choosePicture() {
   const [file] = $("picture").files;
   if (!file) return;
   stopCamera();
-  $("error").hidden = true;
+  quiet();
   $("answer").replaceChildren();
   try {
     const bitmap = await createImageBitmap(file, {imageOrientation: "from-image", colorSpaceConversion: "none"})
@@ -196,7 +201,7 @@ const CAMERA_ERRORS = {
 
 async function toggleCamera() {
   if (stream) { stopCamera(); return; }
-  $("error").hidden = true;
+  quiet();
   try {
     stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}, audio: false});
   } catch (error) {
