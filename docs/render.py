@@ -244,11 +244,13 @@ def measured_on(where: str, rows: list[Row]) -> tuple[str, str, str, str]:
     eager, onnx, lost = [], [], []
     for row in rows:
         columns = ("run", "group", "model", "batch", "threads")
-        same = [r for r in read("deploy.csv") if r["latency_ms"] and r["run"] and all(r[c] == row[c] for c in columns)]
+        same = [
+            r for r in read("deploy.csv") if r["latency_ms"] and r.get("run") and all(r[c] == row[c] for c in columns)
+        ]
         for name, ratios in (("eager", eager), ("onnx", onnx)):
             ratios += [float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == name]
         known = [float(r["top1"]) for r in same if r["top1"]]
-        lost += [max(known) - float(row["top1"])] if row["top1"] else []
+        lost += [max(known) - float(row["top1"])] if row.get("top1") else []
     times = [float(row["latency_ms"]) for row in rows]
     first = spread(eager) if eager else f"{spread(times)} ms"
     networks = ", ".join(f"`{name}`" for name in dict.fromkeys(row["model"] for row in rows))
