@@ -134,8 +134,6 @@ def bench_deploy(
     with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
         plans = _prepare(subjects, forms, Path(folder), size, data, say)
         failed = [plan for plan in plans if plan.note]
-        for plan in failed:
-            say(f"{plan.subject.name}, {plan.form.name}: {plan.note}")
         if failed:
             yield [_row(Side(plan, 0, 0, note=plan.note), common, 0) for plan in failed]
         ready = [plan for plan in plans if not plan.note]

@@ -85,8 +85,11 @@ def deploy(
             titles = {"model": "model", "target": "target", "precision": "precision", "batch": "batch"}
             titles |= {"threads": "threads", "latency_ms": "median ms", "p5_ms": "p5", "p95_ms": "p95"}
             titles |= {"images_per_s": "images/s", "first_ms": "first ms", "load_ms": "load ms"}
-            titles |= {"memory_mb": "memory MB", "file_mb": "file MB", "top1": "top-1 %", "note": "note"}
-            report(rows, titles, None, as_json)
+            titles |= {"memory_mb": "memory MB", "file_mb": "file MB", "top1": "top-1 %"}
+            report([row for row in rows if as_json or row["latency_ms"]], titles, None, as_json)
+            for row in rows:  # beside the numbers a sentence would leave them no room
+                if row["note"]:
+                    _say(f"{row['model']}, {row['target']} {row['precision']}: {row['note']}")
             for figure in draw(out):
                 _say(f"wrote {figure}")
     for line in recommend(rows):
