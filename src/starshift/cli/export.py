@@ -25,20 +25,24 @@ def command(
         str | None, typer.Option("--checkpoint", help="Weights for a model's name; else random.")
     ] = None,
     img_size: Annotated[int | None, typer.Option("--img-size", min=1, help="Side of the input, pixels.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, fp16 or bf16, as the format has them.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     from starshift.deploy import export_checked
 
     if not as_json:
         typer.echo(f"exporting {run} to {format} ...", err=True)
-    done = export_checked(run, format, out, data=data, checkpoint=checkpoint, img_size=img_size)
+    done = export_checked(run, format, out, data=data, checkpoint=checkpoint, img_size=img_size, precision=precision)
     if as_json:
         import json
         from dataclasses import asdict
 
         typer.echo(json.dumps({**asdict(done), "path": str(done.path)}))
         return
-    typer.echo(
-        f"{done.path} ({done.size / 1e6:.2f} MB, {done.seconds:.0f} s): relative error of the logits against PyTorch"
-        f" {done.relative_error:.1e} on {done.checked_on}, batches of 1 and 5"
-    )
+    checked = "not compared with PyTorch: no such file can answer on this machine"
+    if done.relative_error is not None:
+        checked = f"relative error of the logits against PyTorch {done.relative_error:.1e}"
+        checked += f" on {done.checked_on}, batches of 1 and 5"
+    typer.echo(f"{done.path} ({done.size / 1e6:.2f} MB, {done.precision}, {done.seconds:.0f} s): {checked}")

@@ -39,5 +39,5 @@ def load_exported(path: str | Path, *, device: str = "cpu") -> Predictor:
     if target is None:
         known = ", ".join(t.suffix for t in targets().values())
         raise StarshiftError(f"{path} is no exported file that is known here; their names end in {known}")
-    require(target)
+    require(target, to_load=True)
     return target.load(Path(path), device=device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from starshift.deploy._metadata import Metadata, package_versions, source_commit
+from starshift.deploy._place import put_in_place, remove, size_of
 from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source
 from starshift.deploy._target import Target, get_target, require
 from starshift.errors import StarshiftError
@@ -26,7 +27,9 @@ class Exported:
         path: where it lies.
         format: name of the target.
         size: bytes.
-        relative_error: of its logits against PyTorch's (see ``relative_error``), on batches of 1 and 5.
+        precision: see :class:`Metadata`.
+        relative_error: of its logits against PyTorch's (see ``relative_error``), on batches of 1 and 5; None where no
+            file of the format can answer on this machine.
         checked_on: which images that was measured on.
         seconds: the whole export took.
     """
@@ -34,7 +37,8 @@ class Exported:
     path: Path
     format: str
     size: int
-    relative_error: float
+    precision: str
+    relative_error: float | None
     checked_on: str
     seconds: float
 
@@ -47,9 +51,12 @@ def export(
     data: str | Path | None = None,
     checkpoint: str | Path | None = None,
     img_size: int | None = None,
+    precision: str | None = None,
 ) -> Path:
     """Write a network as one file for another runtime and return its path. See :func:`export_checked`."""
-    return export_checked(source, format, out, data=data, checkpoint=checkpoint, img_size=img_size).path
+    return export_checked(
+        source, format, out, data=data, checkpoint=checkpoint, img_size=img_size, precision=precision
+    ).path
 
 
 def export_checked(
@@ -60,6 +67,7 @@ def export_checked(
     data: str | Path | None = None,
     checkpoint: str | Path | None = None,
     img_size: int | None = None,
+    precision: str | None = None,
 ) -> Exported:
     """Write a network as one file for another runtime, checked against PyTorch before it is put in place.
 
@@ -73,6 +81,7 @@ def export_checked(
         data: images to check with (as ``eval`` takes them); default: the run's validation images, else seeded noise.
         checkpoint: weights for the name of an architecture; without, they are random.
         img_size: side of the input in pixels; default: that of the network.
+        precision: one of the target's ``precisions``; default: its first.
 
     Raises:
         StarshiftError: unknown source or format, a package missing, the format cannot hold the network, or the file
@@ -81,26 +90,35 @@ def export_checked(
     start = time.perf_counter()
     target = get_target(format)
     require(target)
+    precision = _precision(target, precision)
     network = open_source(source, checkpoint=checkpoint, img_size=img_size)
     images, checked_on = _check_images(network, data)
     final = _final_path(network, target, out)
-    partial = final.with_name(f".{final.name}.partial-{os.getpid()}")
+    partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
     try:
-        _write(target, network, partial)
+        _write(target, network, precision, partial)
         error = target.check(network.model, partial, images)
-        if error > target.tolerance:
+        if error is not None and error > target.precisions[precision]:
             raise StarshiftError(
                 f"the {format} file answers differently from PyTorch: relative error {error:.1e} on {checked_on},"
-                f" above {target.tolerance:.0e}. No file was written"
+                f" above {target.precisions[precision]:.0e}. No file was written"
             )
-        os.replace(partial, final)
+        put_in_place(partial, final)
     finally:
-        partial.unlink(missing_ok=True)
-    return Exported(final, format, final.stat().st_size, error, checked_on, time.perf_counter() - start)
+        remove(partial)
+    return Exported(final, format, size_of(final), precision, error, checked_on, time.perf_counter() - start)
 
 
-def _write(target: Target, network: Source, path: Path) -> None:
-    from starshift.deploy._lower import lower_shifts_
+def _precision(target: Target, precision: str | None) -> str:
+    if precision is None:
+        return next(iter(target.precisions))
+    if precision not in target.precisions:
+        raise StarshiftError(f"{target.name} is written in {' or '.join(target.precisions)}, not '{precision}'")
+    return precision
+
+
+def _write(target: Target, network: Source, precision: str, path: Path) -> None:
+    from starshift.deploy._lower import lower_
     from starshift.layers import fold_batchnorm
 
     metadata = Metadata(
@@ -112,11 +130,12 @@ def _write(target: Target, network: Source, path: Path) -> None:
         license=network.license or "weights: not stated; starshift: Apache-2.0",
         versions=package_versions("torch", "timm", *target.packages),
         commit=source_commit(),
+        precision=precision,
     )
     example = noise_images(network.preprocessing, 2)
     try:
         with torch.no_grad():
-            target.export(lower_shifts_(fold_batchnorm(network.model)), example, metadata, path)
+            target.export(lower_(fold_batchnorm(network.model), target.name), example, metadata, path)
     except (OSError, StarshiftError):
         raise
     except Exception as error:  # each exporter has classes of its own

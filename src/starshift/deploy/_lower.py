@@ -12,6 +12,15 @@ from starshift.layers import Shift2d, ShiftConv2d
 from starshift.ops import Offsets
 
 
+SHIFTS = {"torch": "slices", "aotinductor": "slices"}
+"""How a shift is written for each target, ``depthwise`` where it is not said; ``starshift bench lowerings`` measures."""
+
+
+def lower_(model: nn.Module, target: str) -> nn.Module:
+    """Rewrite a folded network for a target, in place."""
+    return lower_shifts_(model) if SHIFTS.get(target, "depthwise") == "depthwise" else model
+
+
 def lower_shifts_(model: nn.Module) -> nn.Module:
     """Replace every shift by a depthwise convolution with a single one in each channel's kernel, in place.
 

@@ -34,6 +34,8 @@ class Metadata:
         license: of the weights; the exporter's code is Apache-2.0.
         versions: of the packages that made the file.
         commit: of the starshift source tree, empty for an installed release.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as the target understands it.
+        kept_float: layers that stayed in float in an ``int8`` file, by their names in the network.
     """
 
     model: str
@@ -44,6 +46,8 @@ class Metadata:
     license: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
+    precision: str = "fp32"
+    kept_float: tuple[str, ...] = ()
 
     def to_strings(self) -> dict[str, str]:
         """As flat strings, for formats whose metadata is a table of strings."""
@@ -58,6 +62,8 @@ class Metadata:
             "license": self.license,
             "versions": json.dumps(dict(self.versions)),
             "commit": self.commit,
+            "precision": self.precision,
+            "kept_float": json.dumps(list(self.kept_float)),
         }
 
     @classmethod
@@ -82,6 +88,8 @@ class Metadata:
                 license=strings.get("license", ""),
                 versions=json.loads(strings.get("versions", "{}")),
                 commit=strings.get("commit", ""),
+                precision=strings.get("precision", "fp32"),
+                kept_float=tuple(json.loads(strings.get("kept_float", "[]"))),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StarshiftError(f"{path}: its metadata cannot be read ({error!r}); export it again") from error

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -27,32 +29,51 @@ class Target(ABC):
         name: what ``--format`` takes: the name of the target's file.
         suffix: of the exported file, with its dot.
         extra: the optional extra of this package that installs what the target needs.
-        packages: import names of what it needs. They are imported in the target's file alone, inside its methods.
-        tolerance: largest relative error against PyTorch for which a file counts as right.
+        packages: import names of what an export needs. They are imported in the target's file alone, inside its
+            methods.
+        runtime: those of them that opening a file needs.
+        torch_below: (major, minor) of the first torch that ``packages`` cannot work with.
+        precisions: what it can be exported in, the first by default; with each, the largest relative error against
+            PyTorch for which a file counts as right.
     """
 
     name: str
     suffix: str
     extra: str
     packages: tuple[str, ...]
-    tolerance: float = 1e-5
+    runtime: tuple[str, ...]
+    torch_below: tuple[int, int] | None = None
+    precisions: Mapping[str, float] = MappingProxyType({"fp32": 1e-5})
 
-    def missing(self) -> str | None:
-        """Why this target cannot run here and what to do about it; None if it can."""
-        absent = [p for p in self.packages if importlib.util.find_spec(p) is None]
-        if not absent:
+    def missing(self, *, to_load: bool = False) -> str | None:
+        """Why this target cannot export (or, ``to_load``, answer) here and what to do about it; None if it can."""
+        absent = [p for p in (self.runtime if to_load else self.packages) if importlib.util.find_spec(p) is None]
+        too_new = self.torch_below is not None and not to_load and _torch_version() >= self.torch_below
+        if not absent and not too_new:
             return None
-        return f"{self.name} needs {', '.join(absent)}: pip install 'starshift[{self.extra}]'"
+        install = f"pip install 'starshift[{self.extra}]'"
+        if not too_new:
+            return f"{self.name} needs {', '.join(absent)}: {install}"
+        below = ".".join(map(str, self.torch_below or ()))
+        return (
+            f"{self.name} needs a torch below {below} to export, and here is {torch.__version__}:"
+            f" make an environment of its own (python3 -m venv) and there {install}; the files answer everywhere"
+        )
 
     def available(self) -> bool:
         return self.missing() is None
+
+    def why_not_here(self) -> str | None:
+        """Why no file of this format can answer on this kind of machine, whatever is installed; None if it can."""
+        return None
 
     @abstractmethod
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         """Write ``model`` (eval mode, folded) with ``metadata`` to ``path``; any batch size must work afterwards.
 
-        ``example`` is a float32 batch (2, C, H, W) to trace with. Whatever is written before an error arises is removed
-        by the caller, who passes a temporary ``path``.
+        ``example`` is a float32 batch (2, C, H, W) to trace with, ``metadata.precision`` one of :attr:`precisions`.
+        Whatever is written before an error arises is removed by the caller, who passes a temporary ``path`` with
+        :attr:`suffix`; it may become a folder.
         """
 
     @abstractmethod
@@ -63,9 +84,14 @@ class Target(ABC):
             StarshiftError: not a file of this format, or one without our metadata.
         """
 
-    def check(self, model: nn.Module, path: Path, images: Tensor) -> float:
-        """Return the largest :func:`relative_error` against ``model`` on batches of 1 and of all ``images``."""
+    def check(self, model: nn.Module, path: Path, images: Tensor) -> float | None:
+        """Return the largest :func:`relative_error` against ``model`` on batches of 1 and of all ``images``.
+
+        None where no file of this format can answer here; it is opened all the same.
+        """
         predictor = self.load(path)
+        if self.why_not_here():
+            return None
         with torch.inference_mode():
             return max(relative_error(predictor.logits(x), model(x)) for x in (images[:1], images))
 
@@ -97,13 +123,18 @@ def get_target(name: str) -> Target:
     return targets()[name]
 
 
-def require(target: Target) -> None:
-    """Raise StarshiftError with the install command unless the target can run here."""
-    missing = target.missing()
+def require(target: Target, *, to_load: bool = False) -> None:
+    """Raise StarshiftError with the install command unless the target can export (or, ``to_load``, answer) here."""
+    missing = target.missing(to_load=to_load)
     if missing:
         raise StarshiftError(missing)
 
 
 def target_of(path: Path) -> Target | None:
-    """The target whose suffix ``path`` has, or None."""
-    return next((t for t in targets().values() if path.name.endswith(t.suffix)), None)
+    """The target whose suffix ``path`` has (the longest, where several end it), or None."""
+    found = [t for t in targets().values() if path.name.endswith(t.suffix)]
+    return max(found, key=lambda t: len(t.suffix), default=None)
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])

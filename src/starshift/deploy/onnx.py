@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from starshift.deploy._file import FilePredictor
 from starshift.deploy._metadata import Metadata
-from starshift.deploy._predictor import Predictor
+from starshift.deploy._quiet import quiet
 from starshift.deploy._target import Target
 from starshift.errors import StarshiftError
 
@@ -29,11 +26,12 @@ class Onnx(Target):
     suffix = ".onnx"
     extra = "onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
+    runtime = ("onnxruntime",)
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         import onnx
 
-        with _quiet():
+        with quiet("torch.onnx", "onnxscript", "onnx_ir"):
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -52,11 +50,11 @@ class Onnx(Target):
         onnx.checker.check_model(proto, full_check=True)
         path.write_bytes(proto.SerializeToString())
 
-    def load(self, path: Path, *, device: str = "cpu") -> Predictor:
+    def load(self, path: Path, *, device: str = "cpu") -> OnnxPredictor:
         return OnnxPredictor(path, device=device)
 
 
-class OnnxPredictor:
+class OnnxPredictor(FilePredictor):
     """An ONNX file in ONNX Runtime. On the CPU it uses as many threads as torch does."""
 
     def __init__(self, path: Path, *, device: str = "cpu") -> None:
@@ -71,14 +69,9 @@ class OnnxPredictor:
             raise
         except Exception as error:  # ONNX Runtime raises several classes of its own, which derive from Exception alone
             raise StarshiftError(f"{path} is not a readable ONNX file: {str(error).strip()}") from error
-        metadata = Metadata.from_strings(self._session.get_modelmeta().custom_metadata_map, path=path)
-        self.metadata = metadata
-        self.name = metadata.model
-        self.classes = metadata.classes
-        self.preprocessing = metadata.preprocessing
-        self.trained_on = metadata.trained_on
+        super().__init__(path, Metadata.from_strings(self._session.get_modelmeta().custom_metadata_map, path=path))
 
-    def logits(self, batch: Tensor) -> Tensor:
+    def run(self, batch: Tensor) -> Tensor:
         (result,) = self._session.run([OUTPUT], {INPUT: batch.numpy()})
         return torch.from_numpy(result)
 
@@ -101,22 +94,6 @@ def _strip(proto: Any) -> None:
             item.ClearField("metadata_props")
             item.ClearField("doc_string")
     graph.ClearField("metadata_props")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells of its own inner workings by warnings and log lines; errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 TARGET = Onnx()

@@ -26,7 +26,7 @@ def load(source: str | Path | Predictor, *, device: str = "auto") -> Predictor:
         return source
     text = str(source)
     path = Path(text)
-    if path.is_file() and target_of(path) is not None:
+    if path.exists() and target_of(path) is not None:  # a file, or a folder as some formats are
         return load_exported(path, device="cpu" if device == "auto" else choose_device(device))
     if not text.startswith(PREFIXES) and not path.exists():
         raise StarshiftError(_nothing_at(path))

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ExecuTorch: a ``.pte`` file for phones and embedded processors, its operators run by XNNPACK."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from starshift.deploy._file import FilePredictor
+from starshift.deploy._metadata import Metadata
+from starshift.deploy._program import export_program
+from starshift.deploy._quiet import silent
+from starshift.deploy._target import Target
+from starshift.errors import StarshiftError
+
+METHOD = "starshift_metadata"  # a method of the program without arguments: its value is a string
+
+
+class ExecuTorch(Target):
+    """A program whose parts are delegated to XNNPACK, any batch size."""
+
+    name = "executorch"
+    suffix = ".pte"
+    extra = "executorch"
+    packages = ("executorch", "torchao")
+    runtime = ("executorch",)
+
+    def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
+        with silent("executorch", "torch", "root"):
+            save(export_program(model, example), metadata, path)
+
+    def load(self, path: Path, *, device: str = "cpu") -> ExecuTorchPredictor:
+        return ExecuTorchPredictor(path, device=device)
+
+
+def save(program: torch.export.ExportedProgram, metadata: Metadata, path: Path) -> None:
+    """Lower a program to XNNPACK and write it."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    texts = {METHOD: json.dumps(metadata.to_strings())}
+    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=texts)
+    path.write_bytes(edge.to_executorch().buffer)
+
+
+class ExecuTorchPredictor(FilePredictor):
+    """In ExecuTorch's runtime."""
+
+    def __init__(self, path: Path, *, device: str = "cpu") -> None:
+        if device != "cpu":
+            raise StarshiftError(f"ExecuTorch files are run on the CPU here, not on {device}: use --device cpu")
+        content = path.read_bytes()
+        if content[4:6] != b"ET":  # the runtime ends the process over some broken files
+            raise StarshiftError(f"{path} is not an ExecuTorch file")
+        try:
+            with silent():
+                from executorch.runtime import Runtime
+
+                self._program = Runtime.get().load_program(content)
+        except RuntimeError as error:
+            raise StarshiftError(f"{path} is not a readable ExecuTorch file: {error}") from error
+        texts: dict[str, str] = {}
+        if METHOD in self._program.method_names:
+            texts = json.loads(str(self._method(METHOD).execute([])[0]))
+        super().__init__(path, Metadata.from_strings(texts, path=path))
+        self._forward = self._method("forward")
+
+    def _method(self, name: str):  # type: ignore[no-untyped-def]  # the runtime's class has no public name
+        with silent():
+            method = self._program.load_method(name)
+        if method is None:
+            raise StarshiftError(f"this ExecuTorch program has no method {name}")
+        return method
+
+    def run(self, batch: Tensor) -> Tensor:
+        return self._forward.execute([batch])[0].clone()  # the runtime's own memory, written anew by the next call
+
+
+TARGET = ExecuTorch()
