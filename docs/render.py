@@ -7,6 +7,7 @@ A page marks a table's place by ``<!-- table: NAME -->`` and ``<!-- /table -->``
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -77,6 +78,37 @@ def cifar10() -> str:
     ]
     header = ("model", "evaluated", "top-1 %", "top-5 %", "test images", "epochs", "training, min", "machine", "commit")
     return table(header, rows)
+
+
+def int8() -> str:
+    """int8 files beside the float32 files of the same format, on CIFAR-10's test images."""
+    rows = [
+        (
+            f"`{r['model']}`",
+            r["format"],
+            f"{float(r['top1_fp32']):.2f}",
+            f"{float(r['top1_int8']):.2f}",
+            f"{int(r['bytes_fp32']) / 1e3:,.0f}",
+            f"{int(r['bytes_int8']) / 1e3:,.0f}",
+            f"{float(r['size_ratio']):.2f}",
+            ", ".join(f"`{layer}`" for layer in json.loads(r["kept_float"])) or "none",
+            f"of {r['layers']}",
+            r["commit"],
+        )
+        for r in latest(read("int8.csv"), "model", "format")
+    ]
+    header = (
+        "model",
+        "format",
+        "fp32 top-1 %",
+        "int8 top-1 %",
+        "fp32 kB",
+        "int8 kB",
+        "ratio",
+        "layers in float",
+        "layers",
+    )
+    return table((*header, "commit"), rows) if rows else NOT_MEASURED
 
 
 def loader() -> str:
@@ -301,7 +333,18 @@ def read(name: str) -> list[Row]:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    for made in (models, cifar10, loader, operators, training_speed, inference_speed, deploy, claims, experiments)
+    for made in (
+        models,
+        cifar10,
+        loader,
+        operators,
+        training_speed,
+        inference_speed,
+        deploy,
+        claims,
+        experiments,
+        int8,
+    )
 }
 
 

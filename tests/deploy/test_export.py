@@ -82,7 +82,7 @@ def test_one_file_of_standard_operators_without_notes_of_this_machine(onnx_file:
 def test_every_family_is_exported_in_standard_operators(name: str, tmp_path: Path) -> None:
     size = 32 if name.startswith("shiftresnet") else 64
     done = export_checked(name, out=tmp_path, img_size=size)
-    assert done.relative_error <= get_target("onnx").tolerance
+    assert done.relative_error <= get_target("onnx").precisions["fp32"]
     assert done.path == tmp_path / f"{name}.onnx" and done.size == done.path.stat().st_size
     assert {domain for domain, _ in _operators(done.path)} == {""}
     assert load_exported(done.path).preprocessing.size == (size, size)
@@ -135,10 +135,10 @@ def test_the_check_sees_a_network_that_differs(small_model: Path, onnx_file: Pat
     loaded = load_model(small_model)
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     target = get_target("onnx")
-    assert target.check(loaded.model.eval(), onnx_file, images) <= target.tolerance
+    assert target.check(loaded.model.eval(), onnx_file, images) <= target.precisions["fp32"]
     with torch.no_grad():
         next(p for p in reversed(list(loaded.model.parameters())) if p.ndim == 2).mul_(1.001)
-    assert target.check(loaded.model, onnx_file, images) > target.tolerance
+    assert target.check(loaded.model, onnx_file, images) > target.precisions["fp32"]
 
 
 def _checked_on(monkeypatch: pytest.MonkeyPatch, *args: object, **options: object) -> tuple[str, Tensor]:

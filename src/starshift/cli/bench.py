@@ -269,6 +269,23 @@ def accuracy(
     report(rows, {"model": "model", "evaluated": "evaluated", "top1": "top-1 %", "n": "images"}, out, as_json)
 
 
+@app.command()
+def int8(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder; its data calibrate.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, as 'starshift eval' takes them.")],
+    formats: Annotated[str, typer.Option("--formats", metavar="FORMAT,...", help="Default: all that have int8.")] = "",
+    max_drop: Annotated[float, typer.Option("--max-drop", min=0, help="As of 'starshift export'.")] = 0.5,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy and size of a run's int8 files beside its float32 files, format by format."""
+    from starshift.bench.int8 import bench_int8
+
+    rows = bench_int8(run, data, _names(formats), max_drop=max_drop, say=_say)
+    titles = {"model": "model", "format": "format", "top1_fp32": "fp32 %", "top1_int8": "int8 %", "n": "images"}
+    _report(rows, titles | {"bytes_int8": "bytes", "size_ratio": "of fp32", "kept_float": "in float"}, out, as_json)
+
+
 def _width_height(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) >= 16 and int(height) >= 16):

@@ -28,13 +28,30 @@ def command(
     precision: Annotated[
         str | None, typer.Option("--precision", help="fp32, fp16 or bf16, as the format has them.")
     ] = None,
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", help="int8: calibrated on the run's images, or on those of --data.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="Points of top-1 that int8 may lose; else layers stay float.")
+    ] = 0.5,
     as_json: Json = False,
 ) -> None:
     from starshift.deploy import export_checked
 
     if not as_json:
         typer.echo(f"exporting {run} to {format} ...", err=True)
-    done = export_checked(run, format, out, data=data, checkpoint=checkpoint, img_size=img_size, precision=precision)
+    done = export_checked(
+        run,
+        format,
+        out,
+        data=data,
+        checkpoint=checkpoint,
+        img_size=img_size,
+        precision=precision,
+        quantize=quantize,
+        max_drop=max_drop,
+        on_step=lambda text: typer.echo(text, err=True),
+    )
     if as_json:
         import json
         from dataclasses import asdict
@@ -46,3 +63,9 @@ def command(
         checked = f"relative error of the logits against PyTorch {done.relative_error:.1e}"
         checked += f" on {done.checked_on}, batches of 1 and 5"
     typer.echo(f"{done.path} ({done.size / 1e6:.2f} MB, {done.precision}, {done.seconds:.0f} s): {checked}")
+    if done.int8 is not None:
+        kept, q = done.int8.kept_float, done.int8
+        typer.echo(
+            f"top-1 {q.top1:.2f}% after {q.top1_float:.2f}% in float, on {q.n} held-out images; of {q.layers} layers"
+            f" {len(kept)} stayed in float{': ' + ', '.join(kept) if kept else ''}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,11 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from starshift.deploy._int8 import Images, Quantised, open_images, write_int8
 from starshift.deploy._metadata import Metadata, package_versions, source_commit
 from starshift.deploy._place import put_in_place, remove, size_of
 from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source
-from starshift.deploy._target import Target, get_target, require
+from starshift.deploy._target import Target, get_target, require, targets
 from starshift.errors import StarshiftError
+
+MAX_DROP = 0.5  # points of top-1
+INT8 = 0.5  # relative error of int8 logits above which a file is broken, whatever its accuracy
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Exported:
     """A finished, checked file.
 
     Attributes:
+        model: architecture.
         path: where it lies.
         format: name of the target.
         size: bytes.
@@ -32,8 +38,10 @@ class Exported:
             file of the format can answer on this machine.
         checked_on: which images that was measured on.
         seconds: the whole export took.
+        int8: how it does against the network in float; None for a file that is not quantised.
     """
 
+    model: str
     path: Path
     format: str
     size: int
@@ -41,6 +49,7 @@ class Exported:
     relative_error: float | None
     checked_on: str
     seconds: float
+    int8: Quantised | None = None
 
 
 def export(
@@ -52,10 +61,22 @@ def export(
     checkpoint: str | Path | None = None,
     img_size: int | None = None,
     precision: str | None = None,
+    quantize: str | None = None,
+    max_drop: float = MAX_DROP,
+    on_step: Callable[[str], None] | None = None,
 ) -> Path:
     """Write a network as one file for another runtime and return its path. See :func:`export_checked`."""
     return export_checked(
-        source, format, out, data=data, checkpoint=checkpoint, img_size=img_size, precision=precision
+        source,
+        format,
+        out,
+        data=data,
+        checkpoint=checkpoint,
+        img_size=img_size,
+        precision=precision,
+        quantize=quantize,
+        max_drop=max_drop,
+        on_step=on_step,
     ).path
 
 
@@ -68,6 +89,9 @@ def export_checked(
     checkpoint: str | Path | None = None,
     img_size: int | None = None,
     precision: str | None = None,
+    quantize: str | None = None,
+    max_drop: float = MAX_DROP,
+    on_step: Callable[[str], None] | None = None,
 ) -> Exported:
     """Write a network as one file for another runtime, checked against PyTorch before it is put in place.
 
@@ -82,6 +106,9 @@ def export_checked(
         checkpoint: weights for the name of an architecture; without, they are random.
         img_size: side of the input in pixels; default: that of the network.
         precision: one of the target's ``precisions``; default: its first.
+        quantize: ``int8``: after the training, with images of ``data`` (labelled) or of the run's own data.
+        max_drop: points of top-1 that int8 may lose on held-out images; layers stay in float until it does not.
+        on_step: told in words what was just found.
 
     Raises:
         StarshiftError: unknown source or format, a package missing, the format cannot hold the network, or the file
@@ -89,27 +116,38 @@ def export_checked(
     """
     start = time.perf_counter()
     target = get_target(format)
-    require(target)
-    precision = _precision(target, precision)
+    precision = _precision(target, precision, quantize)
+    require(target, int8=quantize is not None)
     network = open_source(source, checkpoint=checkpoint, img_size=img_size)
     images, checked_on = _check_images(network, data)
     final = _final_path(network, target, out)
     partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
     try:
-        _write(target, network, precision, partial)
+        judged = open_images(network, data) if quantize else None
+        int8 = _write(target, network, precision, partial, judged, max_drop, on_step or (lambda text: None))
         error = target.check(network.model, partial, images)
-        if error is not None and error > target.precisions[precision]:
+        tolerance = INT8 if int8 else target.precisions[precision]
+        if error is not None and error > tolerance:
             raise StarshiftError(
                 f"the {format} file answers differently from PyTorch: relative error {error:.1e} on {checked_on},"
-                f" above {target.precisions[precision]:.0e}. No file was written"
+                f" above {tolerance:.0e}. No file was written"
             )
         put_in_place(partial, final)
     finally:
         remove(partial)
-    return Exported(final, format, size_of(final), precision, error, checked_on, time.perf_counter() - start)
+    return Exported(
+        network.name, final, format, size_of(final), precision, error, checked_on, time.perf_counter() - start, int8
+    )
 
 
-def _precision(target: Target, precision: str | None) -> str:
+def _precision(target: Target, precision: str | None, quantize: str | None) -> str:
+    if quantize is not None:
+        able = [name for name, t in targets().items() if t.int8_packages is not None]
+        if quantize != "int8" or precision is not None:
+            raise StarshiftError(f"the one kind of quantisation is int8, without --precision; not '{quantize}'")
+        if target.name not in able:
+            raise StarshiftError(f"{target.name} has no int8 here; {', '.join(able)} have")
+        return quantize
     if precision is None:
         return next(iter(target.precisions))
     if precision not in target.precisions:
@@ -117,7 +155,15 @@ def _precision(target: Target, precision: str | None) -> str:
     return precision
 
 
-def _write(target: Target, network: Source, precision: str, path: Path) -> None:
+def _write(
+    target: Target,
+    network: Source,
+    precision: str,
+    path: Path,
+    images: Images | None,
+    max_drop: float,
+    say: Callable[[str], None],
+) -> Quantised | None:
     from starshift.deploy._lower import lower_
     from starshift.layers import fold_batchnorm
 
@@ -128,14 +174,18 @@ def _write(target: Target, network: Source, precision: str, path: Path) -> None:
         model_args=network.model_args,
         trained_on=network.trained_on,
         license=network.license or "weights: not stated; starshift: Apache-2.0",
-        versions=package_versions("torch", "timm", *target.packages),
+        versions=package_versions("torch", "timm", *target.packages, *(target.int8_packages or () if images else ())),
         commit=source_commit(),
         precision=precision,
     )
     example = noise_images(network.preprocessing, 2)
     try:
         with torch.no_grad():
-            target.export(lower_(fold_batchnorm(network.model), target.name), example, metadata, path)
+            model = lower_(fold_batchnorm(network.model), target.name)
+            if images is not None:
+                return write_int8(target, model, images, metadata, path, max_drop, say)
+            target.export(model, example, metadata, path)
+            return None
     except (OSError, StarshiftError):
         raise
     except Exception as error:  # each exporter has classes of its own

@@ -11,9 +11,8 @@ from torch import nn
 from starshift.layers import Shift2d, ShiftConv2d
 from starshift.ops import Offsets
 
-
 SHIFTS = {"torch": "slices", "aotinductor": "slices"}
-"""How a shift is written for each target, ``depthwise`` where it is not said; ``starshift bench lowerings`` measures."""
+"""How a shift is written for a target; ``depthwise`` where it is not said."""
 
 
 def lower_(model: nn.Module, target: str) -> nn.Module:

@@ -37,9 +37,13 @@ def silent(*names: str) -> Iterator[None]:
     try:
         for number, _ in kept:
             os.dup2(null, number)
-        with quiet(*names), open(os.devnull, "w") as nowhere:
-            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                yield
+        with (
+            quiet(*names),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield
     finally:
         for number, copy in kept:
             os.dup2(copy, number)

@@ -35,6 +35,7 @@ class Target(ABC):
         torch_below: (major, minor) of the first torch that ``packages`` cannot work with.
         precisions: what it can be exported in, the first by default; with each, the largest relative error against
             PyTorch for which a file counts as right.
+        int8_packages: import names of what quantising needs beside; None where the target has no int8.
     """
 
     name: str
@@ -44,10 +45,12 @@ class Target(ABC):
     runtime: tuple[str, ...]
     torch_below: tuple[int, int] | None = None
     precisions: Mapping[str, float] = MappingProxyType({"fp32": 1e-5})
+    int8_packages: tuple[str, ...] | None = None
 
-    def missing(self, *, to_load: bool = False) -> str | None:
+    def missing(self, *, to_load: bool = False, int8: bool = False) -> str | None:
         """Why this target cannot export (or, ``to_load``, answer) here and what to do about it; None if it can."""
-        absent = [p for p in (self.runtime if to_load else self.packages) if importlib.util.find_spec(p) is None]
+        needed = self.runtime if to_load else self.packages + ((self.int8_packages or ()) if int8 else ())
+        absent = [p for p in needed if importlib.util.find_spec(p) is None]
         too_new = self.torch_below is not None and not to_load and _torch_version() >= self.torch_below
         if not absent and not too_new:
             return None
@@ -75,6 +78,13 @@ class Target(ABC):
         Whatever is written before an error arises is removed by the caller, who passes a temporary ``path`` with
         :attr:`suffix`; it may become a folder.
         """
+
+    def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
+        """As :meth:`export`, in int8 with ranges found on ``images`` (float32 batches).
+
+        The layers that ``metadata.kept_float`` names stay in float, by their names in ``model.state_dict()``.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def load(self, path: Path, *, device: str = "cpu") -> Predictor:
@@ -123,9 +133,9 @@ def get_target(name: str) -> Target:
     return targets()[name]
 
 
-def require(target: Target, *, to_load: bool = False) -> None:
+def require(target: Target, *, to_load: bool = False, int8: bool = False) -> None:
     """Raise StarshiftError with the install command unless the target can export (or, ``to_load``, answer) here."""
-    missing = target.missing(to_load=to_load)
+    missing = target.missing(to_load=to_load, int8=int8)
     if missing:
         raise StarshiftError(missing)
 

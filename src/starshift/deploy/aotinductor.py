@@ -19,14 +19,14 @@ from starshift.errors import StarshiftError
 
 
 class AotInductor(Target):
-    """A compiled package, any batch size. It is machine code: unlike the other files it can do whatever a program can."""
+    """A compiled package, any batch size. It is machine code, and can do whatever a program can."""
 
     name = "aotinductor"
     suffix = ".aoti.pt2"
     extra = ""
     packages = runtime = ()
 
-    def missing(self, *, to_load: bool = False) -> str | None:
+    def missing(self, *, to_load: bool = False, int8: bool = False) -> str | None:
         if to_load or any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
             return None
         return "aotinductor needs a C++ compiler: install g++ or clang++ (Debian: apt-get install g++)"

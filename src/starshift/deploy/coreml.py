@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class CoreMl(Target):
     suffix = ".mlpackage"
     extra = "coreml"
     packages = runtime = ("coremltools",)
-    precisions = {"fp32": 1e-5, "fp16": 1e-2}
+    precisions = MappingProxyType({"fp32": 1e-5, "fp16": 1e-2})
 
     def why_not_here(self) -> str | None:
         if sys.platform == "darwin":

@@ -13,6 +13,7 @@ from starshift.deploy._file import FilePredictor
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
 from starshift.deploy._quiet import silent
+from starshift.deploy._sensitivity import layer_of
 from starshift.deploy._target import Target
 from starshift.errors import StarshiftError
 
@@ -27,10 +28,26 @@ class ExecuTorch(Target):
     extra = "executorch"
     packages = ("executorch", "torchao")
     runtime = ("executorch",)
+    int8_packages = ()
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         with silent("executorch", "torch", "root"):
             save(export_program(model, example), metadata, path)
+
+    def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
+        """PT2E with XNNPACK's quantiser: signed activations, weights by channel."""
+        with silent("executorch", "torch", "torchao", "root"), torch.no_grad():
+            from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+            kept = set(metadata.kept_float)
+            config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+            quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
+            quantizer.set_filter_function(lambda node: layer_of(node) not in kept)
+            prepared = prepare_pt2e(export_program(model, images[0][:2]).module(check_guards=False), quantizer)
+            for batch in images:
+                prepared(batch)
+            save(export_program(convert_pt2e(prepared), images[0][:2]), metadata, path)
 
     def load(self, path: Path, *, device: str = "cpu") -> ExecuTorchPredictor:
         return ExecuTorchPredictor(path, device=device)

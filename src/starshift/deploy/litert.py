@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
+from starshift.deploy._int8 import weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._quiet import silent
 from starshift.deploy._target import Target
@@ -28,9 +30,27 @@ class LiteRt(Target):
     packages = ("litert_torch", "ai_edge_litert")
     runtime = ("ai_edge_litert",)
     torch_below = (2, 15)
+    int8_packages = ("ai_edge_quantizer",)
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         path.write_bytes(with_metadata(convert(model, example, path), metadata))
+
+    def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
+        """The AI Edge quantiser: signed activations, weights by channel; input and output stay float."""
+        flatbuffer = convert(model, images[0], path)
+        with silent("root", "absl"):
+            from ai_edge_quantizer import algorithm_manager, quantizer, recipe
+
+            making = quantizer.Quantizer(bytearray(flatbuffer), recipe.static_wi8_ai8())
+            for name in _operations(flatbuffer, weights_of(model, metadata.kept_float)):
+                making.update_quantization_recipe(
+                    re.escape(name), "*", algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+                )
+            (signature,) = _signatures(flatbuffer)
+            samples = [{signature[1]: image.numpy()} for batch in images for image in batch.split(1)]
+            ranges = making.calibrate({signature[0]: samples})
+            quantised = making.quantize(ranges).quantized_model
+        path.write_bytes(with_metadata(bytes(quantised), metadata))
 
     def load(self, path: Path, *, device: str = "cpu") -> LiteRtPredictor:
         return LiteRtPredictor(path, device=device)
@@ -45,12 +65,42 @@ def convert(model: nn.Module, example: Tensor, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def with_metadata(flatbuffer: bytes, metadata: Metadata) -> bytes:
-    """Add an entry to the file's own table of metadata."""
-    import flatbuffers
+def _operations(flatbuffer: bytes, weights: list[Any]) -> list[str]:
+    """Names of the outputs of the operations that take one of these weights (whose last axes LiteRT reorders)."""
+    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     network = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    wanted = [np.sort(w.ravel()) for w in weights]
+    names = []
+    for operation in network.subgraphs[0].operators:
+        for index in operation.inputs:
+            data = network.buffers[network.subgraphs[0].tensors[index].buffer].data if index >= 0 else None
+            found = np.sort(np.frombuffer(bytes(data), np.float32)) if data is not None and len(data) % 4 == 0 else None
+            if found is not None and any(np.array_equal(found, w) for w in wanted):
+                names.append(network.subgraphs[0].tensors[operation.outputs[0]].name.decode())
+    return names
+
+
+def _signatures(flatbuffer: bytes) -> list[tuple[str, str]]:
+    """(signature, its input's name) of every signature."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    network = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    return [(s.signatureKey.decode(), s.inputs[0].name.decode()) for s in network.signatureDefs]
+
+
+def with_metadata(flatbuffer: bytes, metadata: Metadata) -> bytes:
+    """Add an entry to the file's own table of metadata."""
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    network = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
+    for stored in network.buffers:
+        if stored.offset > 1:  # it lies behind the flatbuffer, at a place that will move
+            stored.data = np.frombuffer(flatbuffer, np.uint8, stored.size, stored.offset)
+            stored.offset = stored.size = 0
     entry, buffer = schema.MetadataT(), schema.BufferT()
     buffer.data = list(json.dumps(metadata.to_strings()).encode())
     entry.name, entry.buffer = ENTRY, len(network.buffers)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +28,79 @@ class Onnx(Target):
     extra = "onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
     runtime = ("onnxruntime",)
+    int8_packages = ()
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
-        import onnx
+        _save(_network(model, example), metadata, path)
 
-        with quiet("torch.onnx", "onnxscript", "onnx_ir"):
-            program = torch.onnx.export(
-                model,
-                (example,),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=OPSET,
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                external_data=False,
-                verbose=False,
+    def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
+        """QDQ: unsigned activations (four times as fast as signed ones on x86), weights by channel, every operator.
+
+        The runtime then multiplies the star in int8 too, and ReLU6 is no operator of its own: what comes before it is
+        quantised from 0 to 6.
+        """
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+        network = _network(model, images[0][:2])
+        kept = {f"{layer}.weight" for layer in metadata.kept_float}
+        excluded = [node.name for node in network.graph.node if kept.intersection(node.input)]
+        with quiet("root"), tempfile.TemporaryDirectory() as folder:
+            quantize_static(
+                network,
+                f"{folder}/int8.onnx",
+                _Reader(images),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                nodes_to_exclude=excluded,
             )
-        assert program is not None  # None only with dynamo=False
-        proto = program.model_proto
-        _strip(proto)
-        onnx.helper.set_model_props(proto, metadata.to_strings() | {"opset": str(OPSET)})
-        onnx.checker.check_model(proto, full_check=True)
-        path.write_bytes(proto.SerializeToString())
+            network = onnx.load(f"{folder}/int8.onnx")
+        _shorten_names(network.graph)
+        _save(network, metadata, path)
 
     def load(self, path: Path, *, device: str = "cpu") -> OnnxPredictor:
         return OnnxPredictor(path, device=device)
+
+
+def _network(model: nn.Module, example: Tensor) -> Any:
+    """The network as an ``onnx.ModelProto``."""
+    with quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # None only with dynamo=False
+    network = program.model_proto  # made anew at every access
+    _strip(network)
+    return network
+
+
+def _save(network: Any, metadata: Metadata, path: Path) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(network, metadata.to_strings() | {"opset": str(OPSET)})
+    onnx.checker.check_model(network, full_check=True)
+    path.write_bytes(network.SerializeToString())
+
+
+class _Reader:
+    """Batches for ONNX Runtime's calibration."""
+
+    def __init__(self, images: list[Tensor]) -> None:
+        self._batches = iter(images)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch.numpy()}
 
 
 class OnnxPredictor(FilePredictor):
@@ -84,6 +133,18 @@ def _providers(device: str) -> list[str]:
             raise StarshiftError("this onnxruntime has no CUDA: pip install onnxruntime-gpu, or use --device cpu")
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
     return ["CPUExecutionProvider"]
+
+
+def _shorten_names(graph: Any) -> None:
+    """Number what lies between input and output: int8 has so many tensors that their names are a tenth of a file."""
+    del graph.value_info[:]  # shapes between, which every runtime finds itself
+    short = {INPUT: INPUT, OUTPUT: OUTPUT, "": ""}
+    for value in graph.initializer:
+        value.name = short.setdefault(value.name, f"t{len(short)}")
+    for number, node in enumerate(graph.node):
+        node.name = f"n{number}"
+        for names in (node.input, node.output):
+            names[:] = [short.setdefault(name, f"t{len(short)}") for name in names]
 
 
 def _strip(proto: Any) -> None:

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
+from starshift.deploy._int8 import weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
-from starshift.deploy._quiet import quiet
+from starshift.deploy._quiet import quiet, silent
 from starshift.deploy._target import Target
 from starshift.errors import StarshiftError
 
@@ -28,7 +30,8 @@ class OpenVino(Target):
     suffix = ".openvino"
     extra = "openvino"
     packages = runtime = ("openvino",)
-    precisions = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 1e-1}
+    precisions = MappingProxyType({"fp32": 1e-5, "fp16": 5e-3, "bf16": 1e-1})
+    int8_packages = ("nncf",)
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         import openvino
@@ -36,8 +39,39 @@ class OpenVino(Target):
         with quiet():
             save(openvino.convert_model(export_program(model, example)), example, metadata, path)
 
+    def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
+        """NNCF: weights by channel, activations symmetric where they are not negative, biases corrected."""
+        with silent("nncf"):
+            import nncf
+            import openvino
+
+            network = openvino.convert_model(export_program(model, images[0][:2]))
+            network.reshape([-1, *images[0].shape[1:]])
+            quantised = nncf.quantize(
+                network,
+                nncf.Dataset(images, lambda batch: batch.numpy()),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(names=_operations(network, weights_of(model, metadata.kept_float))),
+            )
+            save(quantised, images[0], metadata, path)
+
     def load(self, path: Path, *, device: str = "cpu") -> OpenVinoPredictor:
         return OpenVinoPredictor(path, device=device)
+
+
+def _operations(network: Any, weights: list[Any]) -> list[str]:
+    """Names of the operations that take one of these weights."""
+    names = []
+    for operation in network.get_ordered_ops():
+        if "Convolution" in operation.get_type_name() or operation.get_type_name() == "MatMul":
+            constant = operation.input_value(1).get_node()
+            while constant.get_type_name() != "Constant":
+                constant = constant.input_value(0).get_node()
+            found = constant.data.ravel()
+            if any(found.size == w.size and (found == w.ravel()).all() for w in weights):
+                names.append(operation.get_friendly_name())
+    return names
 
 
 def save(network: Any, example: Tensor, metadata: Metadata, path: Path) -> None:

@@ -63,7 +63,7 @@ class TorchProgramPredictor(FilePredictor):
 
 
 def refuse_code(path: Path) -> None:
-    """PyTorch's reader would unpickle, evaluate and call whatever such a file names. Ours are of tensors and aten alone.
+    """PyTorch's reader unpickles, evaluates and calls whatever such a file names; ours hold tensors and aten alone.
 
     Raises:
         StarshiftError: ``path`` is no such archive, or holds more than operators and plain tensors.

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8 after the training: calibrated on images, and no more accuracy lost than allowed, by layers left in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starshift.data import ImageSet, eval_loader, open_data, open_eval_data
+from starshift.data.images import Selection
+from starshift.deploy._metadata import Metadata
+from starshift.deploy._place import remove
+from starshift.deploy._predictor import Predictor
+from starshift.deploy._sensitivity import by_sensitivity
+from starshift.deploy._source import Source
+from starshift.deploy._target import Target
+from starshift.errors import StarshiftError
+
+CALIBRATION = 256  # images; more moved no range that mattered
+HELD_OUT = 5000  # images at most that the accuracy is measured on
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Images:
+    """What int8 is made and judged with.
+
+    Attributes:
+        calibration: preprocessed float32 batches.
+        held_out: labelled images that are not among them.
+        origin: in words.
+    """
+
+    calibration: list[Tensor]
+    held_out: ImageSet
+    origin: str
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How an int8 file does.
+
+    Attributes:
+        kept_float: layers that stayed in float32, the most sensitive first.
+        layers: how many there are.
+        top1_float, top1: percent right of the network and of the file.
+        n: held-out images they were measured on.
+    """
+
+    kept_float: tuple[str, ...]
+    layers: int
+    top1_float: float
+    top1: float
+    n: int
+
+
+def open_images(network: Source, data: str | Path | None) -> Images:
+    """Images to calibrate with and others to measure on: of ``data``, else of what the network was trained on.
+
+    Of a run's own data the training part calibrates and the held-out part measures; of other data, at most half (chosen
+    at random, always alike) calibrates and the rest measures.
+
+    Raises:
+        StarshiftError: there is no such data, or none of its images can be read.
+    """
+    channels, trained_on = network.preprocessing.channels, network.trained_on
+    if data is None and not trained_on.data:
+        raise StarshiftError("int8 needs images to calibrate with: give a folder of labelled ones with --data FOLDER")
+    if data is None or trained_on.is_data(str(data)):
+        opened = open_data(trained_on.data, channels=channels, **trained_on.options)
+        calibration, held_out, origin = opened.train, opened.val, trained_on.data
+    else:
+        images, origin = open_eval_data(str(data), network.classes, channels=channels), str(data)
+        order = _shuffled(len(images))
+        count = min(CALIBRATION, len(images) // 2)
+        calibration, held_out = Selection(images, order[:count]), Selection(images, order[count:])
+    sample = Selection(calibration, _shuffled(len(calibration))[:CALIBRATION])
+    batches = [b.image for b in eval_loader(sample, network.preprocessing, batch_size=BATCH, workers=0) if len(b.image)]
+    if not batches or not len(held_out):
+        raise StarshiftError(f"no image of {origin} could be read to calibrate int8 with")
+    if len(held_out) > HELD_OUT:
+        held_out = Selection(held_out, _shuffled(len(held_out))[:HELD_OUT])
+    return Images(batches, held_out, origin)
+
+
+def write_int8(
+    target: Target,
+    model: nn.Module,
+    images: Images,
+    metadata: Metadata,
+    path: Path,
+    max_drop: float,
+    say: Callable[[str], None],
+) -> Quantised:
+    """Write an int8 file that loses at most ``max_drop`` points of top-1 on the held-out images.
+
+    All layers are tried first. While too much is lost, twice as many of the most sensitive stay in float; then the
+    number is halved back to the smallest that will do.
+
+    Raises:
+        StarshiftError: too much is lost even with every layer in float.
+    """
+    preprocessing = metadata.preprocessing
+    before, n = top1(lambda batch: model(batch), images.held_out, preprocessing)
+    layers: list[str] = []
+    found: dict[int, float] = {}
+
+    def attempt(kept: int) -> bool:
+        remove(path)
+        facts = replace(metadata, kept_float=tuple(layers[:kept]))
+        target.export_int8(model, images.calibration, facts, path)
+        predictor: Predictor = target.load(path)
+        found[kept], _ = top1(predictor.logits, images.held_out, preprocessing)
+        say(f"int8 with {kept} layers in float: top-1 {found[kept]:.2f}%, in float {before:.2f}%")
+        return before - found[kept] <= max_drop
+
+    kept = 0
+    if not attempt(0):
+        layers += by_sensitivity(model, images.calibration[0])
+        failed, kept = 0, 1
+        while not attempt(kept):
+            if kept == len(layers):
+                raise StarshiftError(
+                    f"int8 loses {before - found[kept]:.2f} points of top-1 on {n} images of {images.origin} with every"
+                    f" layer in float, above {max_drop:g}: give a larger --max-drop or more images (--data)"
+                )
+            failed, kept = kept, min(2 * kept, len(layers))
+        kept = _smallest(failed, kept, attempt)
+    return Quantised(tuple(layers[:kept]), len(layers) or _count(model), before, found[kept], n)
+
+
+def _smallest(failed: int, passed: int, attempt: Callable[[int], bool]) -> int:
+    """Between a number that failed and one that passed, the smallest that passes; its file is the one that is left."""
+    last = passed
+    while passed - failed > 1:
+        last = (failed + passed) // 2
+        if attempt(last):
+            passed = last
+        else:
+            failed = last
+    if last != passed:
+        attempt(passed)
+    return passed
+
+
+@torch.inference_mode()
+def top1(logits: Callable[[Tensor], Tensor], images: ImageSet, preprocessing: Any) -> tuple[float, int]:
+    """Percent of labelled images answered right, and how many could be read.
+
+    Raises:
+        StarshiftError: none could.
+    """
+    right = n = 0
+    for batch in eval_loader(images, preprocessing, batch_size=BATCH, workers=0):
+        if len(batch.target):
+            right += int((logits(batch.image).argmax(1) == batch.target).sum())
+            n += len(batch.target)
+    if not n:
+        raise StarshiftError("none of the held-out images could be read: int8 cannot be judged")
+    return 100 * right / n, n
+
+
+def weights_of(model: nn.Module, layers: Iterable[str]) -> list[Any]:
+    """The weights of layers as numpy arrays, to find them by in another format's graph."""
+    state = model.state_dict()
+    return [state[f"{layer}.weight"].detach().numpy() for layer in layers]
+
+
+def _count(model: nn.Module) -> int:
+    return sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
+
+
+def _shuffled(count: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8: every target that has it on a network trained on scikit-learn's digits, and the search for layers to leave in
+float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from starshift.deploy import Exported, _int8, export_checked, get_target, load_exported, targets
+from starshift.deploy._sensitivity import by_sensitivity
+from starshift.deploy._source import open_source
+from starshift.errors import StarshiftError
+from starshift.infer import evaluate
+from starshift.layers import fold_batchnorm
+from starshift.models import create_model
+from starshift.training import train
+
+ABLE = [name for name, target in targets().items() if target.int8_packages is not None]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run: a small StarNet, trained until it tells digits apart."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    args = {"depths": [1, 1], "base_dim": 8}
+    train(data="digits", model="starnet_s050_32px", model_args=args, epochs=4, hflip=0.0, out=out, seed=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def quantised(digits: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    made: dict[str, Exported] = {}
+    folder = tmp_path_factory.mktemp("int8")
+
+    def make(name: str) -> Exported:
+        if name not in made:
+            made[name] = export_checked(digits, name, folder, quantize="int8", max_drop=1.5)
+        return made[name]
+
+    return make
+
+
+def test_four_runtimes_have_int8() -> None:
+    assert set(ABLE) == {"onnx", "openvino", "litert", "executorch"}
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_int8_keeps_the_accuracy(name: str, quantised, digits: Path) -> None:
+    done = quantised(name)
+    assert done.precision == "int8" and done.int8.n > 300 and done.int8.top1_float > 50
+    assert done.int8.top1_float - done.int8.top1 <= 1.5
+    measured = evaluate(done.path, "digits")
+    assert measured.held_out and measured.top1 == pytest.approx(done.int8.top1)
+    assert load_exported(done.path).metadata.precision == "int8"  # type: ignore[attr-defined]
+    assert 1e-5 < done.relative_error < 0.5  # it is quantised, and not broken
+
+
+def _int8_weights(path: Path) -> int:
+    import onnx
+
+    return sum(t.ByteSize() for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8)
+
+
+def test_layers_named_stay_in_float(digits: Path, quantised, tmp_path: Path) -> None:
+    """The most sensitive layers, kept by the export itself; what they hold is in float in the file."""
+    network = open_source(digits)
+    model = fold_batchnorm(network.model)
+    order = by_sensitivity(model, torch.randn(8, 1, 32, 32)[:, : network.preprocessing.channels])
+    assert set(order) == {n.removesuffix(".weight") for n, p in model.named_parameters() if p.ndim in (2, 4)}
+    images = _int8.open_images(network, None)
+    facts = load_exported(quantised("onnx").path).metadata  # type: ignore[attr-defined]
+    target, sizes = get_target("onnx"), []
+    for kept in ((), ("stages.1.1.f1.conv", "head")):
+        path = tmp_path / f"{len(kept)}.onnx"
+        target.export_int8(model, images.calibration, _int8.replace(facts, kept_float=kept), path)
+        sizes.append(_int8_weights(path))
+        assert load_exported(path).metadata.kept_float == kept  # type: ignore[attr-defined]
+    weights = dict(model.named_parameters())
+    kept_values = weights["stages.1.1.f1.conv.weight"].numel() + weights["head.weight"].numel()
+    assert kept_values <= sizes[0] - sizes[1] < 1.5 * kept_values + 200
+
+
+def test_a_layer_that_breaks_is_found_first() -> None:
+    """One channel a thousand times the others leaves the rest of a tensor no steps: its layer must come first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(128, 4))
+    with torch.no_grad():
+        model[1].weight[0] *= 1000
+        model[2].weight[:, 0] = 0
+    assert by_sensitivity(model.eval(), torch.randn(4, 3, 4, 4))[0] in ("1", "2")
+
+
+class Network:
+    """Stands in for a target: loses a point for every sensitive layer that is not left in float."""
+
+    def __init__(self, sensitive: set[str]) -> None:
+        self.sensitive, self.tried = sensitive, list[int]()
+
+    def export_int8(self, model: nn.Module, images: list[Tensor], metadata, path: Path) -> None:  # type: ignore[no-untyped-def]
+        self.tried.append(len(metadata.kept_float))
+        path.write_text(str(len(self.sensitive - set(metadata.kept_float))))
+
+    def load(self, path: Path) -> Network:
+        self.lost = int(path.read_text())
+        return self
+
+    def logits(self, batch: Tensor) -> Tensor:
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("needed", "max_drop", "kept"), [(0, 0.5, 0), (1, 0.5, 1), (5, 0.5, 5), (6, 2.0, 4), (8, 0, 8)]
+)
+def test_as_few_layers_as_will_do_stay_in_float(needed: int, max_drop: float, kept: int, monkeypatch, tmp_path) -> None:
+    names = [f"layer{i}" for i in range(8)]
+    target = Network(set(names[:needed]))
+    monkeypatch.setattr(_int8, "by_sensitivity", lambda model, images: names)
+    scores = lambda logits, images, p: (90.0 - (target.lost if logits == target.logits else 0), 100)  # noqa: E731
+    monkeypatch.setattr(_int8, "top1", scores)
+    images = _int8.Images([torch.zeros(1)], None, "x")  # type: ignore[arg-type]
+    facts = _int8.Metadata("m", ("a",), None)  # type: ignore[arg-type]
+    said: list[str] = []
+    done = _int8.write_int8(target, nn.Linear(1, 1), images, facts, tmp_path / "f", max_drop, said.append)  # type: ignore[arg-type]
+    assert done.kept_float == tuple(names[:kept]) and len(said) == len(target.tried)
+    assert int((tmp_path / "f").read_text()) == needed - kept if needed > kept else True
+    assert target.tried[-1] == kept or kept in target.tried
+
+
+def test_when_no_layer_can_be_int8_it_is_said(monkeypatch, tmp_path: Path) -> None:
+    target = Network({"elsewhere"})
+    monkeypatch.setattr(_int8, "by_sensitivity", lambda model, images: ["a", "b", "c"])
+    monkeypatch.setattr(
+        _int8, "top1", lambda logits, images, p: (90.0 - (target.lost if logits == target.logits else 0), 100)
+    )
+    images = _int8.Images([torch.zeros(1)], None, "photos")  # type: ignore[arg-type]
+    facts = _int8.Metadata("m", ("a",), None)  # type: ignore[arg-type]
+    with pytest.raises(StarshiftError, match=r"loses 1\.00 points .* photos with every layer in float, above 0\.5"):
+        _int8.write_int8(target, nn.Linear(1, 1), images, facts, tmp_path / "f", 0.5, print)  # type: ignore[arg-type]
+    assert target.tried == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int8"}, "int8 needs images to calibrate with: .* --data FOLDER"),
+        ({"quantize": "int4"}, "the one kind of quantisation is int8"),
+        ({"quantize": "int8", "precision": "fp32"}, "without --precision"),
+        ({"quantize": "int8", "format": "coreml"}, "coreml has no int8 here; .*onnx"),
+    ],
+)
+def test_mistakes_are_explained(options: dict, message: str, small_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StarshiftError, match=message):
+        export_checked(small_model, **{"format": "onnx", "out": tmp_path, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_given_images_calibrate_and_others_of_them_measure(small_model: Path, labelled: Path) -> None:
+    found = _int8.open_images(open_source(small_model), labelled)
+    assert sum(map(len, found.calibration)) in (7, 8) and len(found.held_out) == 8  # of 16, one of which is no image
+    assert create_model("starnet_s050").num_classes == 1000
