@@ -111,6 +111,16 @@ def int8() -> str:
     return table((*header, "commit"), rows) if rows else NOT_MEASURED
 
 
+def lowerings() -> str:
+    """Ways to write a shift and a star's branches, by export format."""
+    rows = [
+        (r["format"], r["layers"], r["written"], f"{float(r['ms']):.2f}", f"{float(r['ratio']):.2f}", machine(r))
+        for r in latest(read("lowerings.csv"), "format", "layers", "written", "threads", "cpu")
+    ]
+    header = ("format", "layers", "written", "ms", "times as fast as the first way", "machine")
+    return table(header, rows) if rows else NOT_MEASURED
+
+
 def loader() -> str:
     """Our loaders beside torchvision's, both on one core in the same run."""
     rows = [
@@ -333,6 +343,7 @@ def read(name: str) -> list[Row]:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
+    made.__name__: made
     for made in (
         models,
         cifar10,
@@ -344,6 +355,7 @@ TABLES: dict[str, Callable[[], str]] = {
         claims,
         experiments,
         int8,
+        lowerings,
     )
 }
 

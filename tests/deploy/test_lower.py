@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from starshift.deploy._lower import lower_shifts_, one_hot_conv
-from starshift.layers import Shift2d, ShiftConv2d
+from starshift.deploy import targets
+from starshift.deploy._lower import LOWERINGS, SHIFTS, Lowering, lower_, lower_shifts_, merge_branches_, one_hot_conv
+from starshift.layers import Shift2d, ShiftConv2d, StarBlock, fold_batchnorm
 from starshift.models import create_model
 from starshift.ops import grouped_offsets, interleaved_offsets, shift2d
 from tests.tolerance import assert_close
@@ -46,3 +47,27 @@ def test_a_network_without_shifts_is_left_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     before = list(model.modules())
     assert list(lower_shifts_(model).modules()) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"placement": "both"}, {"layout": "none"}, {"act": "gelu"}])
+def test_merged_branches_keep_the_logits(options: dict) -> None:
+    torch.manual_seed(0)
+    model = fold_batchnorm(create_model("starnet_s050_32px", depths=(1, 1), base_dim=8, **options).eval())
+    merged = merge_branches_(deepcopy(model))
+    assert not any(isinstance(m, StarBlock) for m in merged.modules())
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 32, 32)
+        assert_close("logits", merged(x), model(x))
+
+
+def test_blocks_that_add_are_not_merged() -> None:
+    model = create_model("starnet_s050_32px", depths=(1, 1), base_dim=8, mode="sum").eval()
+    assert sum(isinstance(m, StarBlock) for m in merge_branches_(model).modules()) == 2
+
+
+def test_every_target_has_a_way_to_write_a_shift() -> None:
+    assert set(LOWERINGS) <= set(targets())
+    for name in targets():
+        model = lower_(nn.Sequential(Shift2d(grouped_offsets(18, 3))), name)
+        written = LOWERINGS.get(name, Lowering()).shift
+        assert written in SHIFTS and isinstance(model[0], Shift2d) == (written == "slices")

@@ -286,6 +286,22 @@ def int8(
     _report(rows, titles | {"bytes_int8": "bytes", "size_ratio": "of fp32", "kept_float": "in float"}, out, as_json)
 
 
+@app.command()
+def lowerings(
+    formats: Annotated[str, typer.Option("--formats", metavar="FORMAT,...", help="Default: all that run here.")] = "",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Of the runtimes.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Of every way, in turns; medians are shown.")] = 25,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """How a shift and a star's branches are best written for each export format."""
+    from starshift.bench.lowerings import bench_lowerings
+
+    rows = bench_lowerings(_names(formats), threads=threads, rounds=rounds, say=_say)
+    titles = {"layers": "layers", "format": "format", "written": "written", "ms": "ms", "ratio": "times as fast"}
+    _report(rows, titles, out, as_json)
+
+
 def _width_height(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) >= 16 and int(height) >= 16):

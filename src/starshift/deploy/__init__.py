@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from starshift.deploy._export import Exported, export, export_checked
+from starshift.deploy._file import FilePredictor
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._predictor import Predictor, TrainedOn
 from starshift.deploy._source import run_config
@@ -14,6 +15,7 @@ from starshift.errors import StarshiftError
 
 __all__ = [
     "Exported",
+    "FilePredictor",
     "Metadata",
     "Predictor",
     "Target",

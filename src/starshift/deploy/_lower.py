@@ -4,20 +4,70 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from starshift.layers import Shift2d, ShiftConv2d
-from starshift.ops import Offsets
+from starshift.layers import Shift2d, ShiftConv2d, StarBlock
+from starshift.ops import Offsets, star
 
-SHIFTS = {"torch": "slices", "aotinductor": "slices"}
-"""How a shift is written for a target; ``depthwise`` where it is not said."""
+SHIFTS = ("depthwise", "slices")
+"""How a shift can be written: as a depthwise convolution, or as pad, slices and concatenation."""
 
 
-def lower_(model: nn.Module, target: str) -> nn.Module:
-    """Rewrite a folded network for a target, in place."""
-    return lower_shifts_(model) if SHIFTS.get(target, "depthwise") == "depthwise" else model
+@dataclass(frozen=True)
+class Lowering:
+    """How layers are written for a target.
+
+    Attributes:
+        shift: one of :data:`SHIFTS`.
+        merge_branches: a star block's f1 and f2 as one convolution, its result cut in two. Not for int8, where one
+            range would have to hold both.
+    """
+
+    shift: str = "depthwise"
+    merge_branches: bool = False
+
+
+LOWERINGS = {"torch": Lowering("slices"), "aotinductor": Lowering("slices")}
+"""The choice for each target, the default where it is not said; ``starshift bench lowerings`` measures them."""
+
+
+def lower_(model: nn.Module, target: str, lowering: Lowering | None = None) -> nn.Module:
+    """Rewrite a folded network for a target, in place, by ``lowering`` or the target's own."""
+    lowering = lowering or LOWERINGS.get(target, Lowering())
+    if lowering.shift == "depthwise":
+        lower_shifts_(model)
+    if lowering.merge_branches:
+        merge_branches_(model)
+    return model
+
+
+def merge_branches_(model: nn.Module) -> nn.Module:
+    """Make one convolution of f1 and f2 in every star block, in place. The result is the same but for rounding."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, StarBlock) and child.mode == "star":
+                setattr(module, name, _MergedBlock(child))
+    return model
+
+
+class _MergedBlock(nn.Module):
+    """A folded star block, both branches by one convolution."""
+
+    def __init__(self, block: StarBlock) -> None:
+        super().__init__()
+        self.act, self.placement = block.act, block.placement
+        self.before, self.after, self.g = block.dwconv, block.dwconv2, block.g
+        pair = (block.f1.conv, block.f2.conv)
+        self.f = nn.Conv2d(pair[0].in_channels, 2 * pair[0].out_channels, 1)
+        self.f.weight = nn.Parameter(torch.cat([conv.weight for conv in pair]).detach())
+        self.f.bias = nn.Parameter(torch.cat([conv.bias for conv in pair]).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = self.f(self.before(x)).chunk(2, dim=1)
+        return x + self.after(self.g(star(x1, x2, self.act, self.placement)))
 
 
 def lower_shifts_(model: nn.Module) -> nn.Module:

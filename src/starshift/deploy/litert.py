@@ -42,9 +42,10 @@ class LiteRt(Target):
             from ai_edge_quantizer import algorithm_manager, quantizer, recipe
 
             making = quantizer.Quantizer(bytearray(flatbuffer), recipe.static_wi8_ai8())
-            for name in _operations(flatbuffer, weights_of(model, metadata.kept_float)):
+            kept = [(re.escape(name), "*") for name in _operations(flatbuffer, weights_of(model, metadata.kept_float))]
+            for pattern, operation in ((".*", "INPUT"), (".*", "OUTPUT"), *kept):
                 making.update_quantization_recipe(
-                    re.escape(name), "*", algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+                    pattern, operation, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
                 )
             (signature,) = _signatures(flatbuffer)
             samples = [{signature[1]: image.numpy()} for batch in images for image in batch.split(1)]

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a shift and a star's branches are best written for each target: the same layers, written in every way, timed."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from starshift.bench.rows import provenance
+from starshift.deploy import FilePredictor, Metadata, get_target, require, targets
+from starshift.deploy._lower import SHIFTS, Lowering, lower_
+from starshift.layers import CSC, StarBlock, fold_batchnorm
+from starshift.preprocessing import Preprocessing
+
+CHANNELS, SIDE, EXPANSION, MODULES = 64, 56, 4, 4
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Lowering]]] = {
+    "csc": (lambda: CSC(CHANNELS, CHANNELS, expansion=EXPANSION), {shift: Lowering(shift) for shift in SHIFTS}),
+    "star": (
+        lambda: StarBlock(CHANNELS, EXPANSION),
+        {"separate": Lowering(), "merged": Lowering(merge_branches=True)},
+    ),
+}
+
+
+def bench_lowerings(
+    formats: Sequence[str] = (),
+    *,
+    threads: int = 1,
+    rounds: int = 25,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Time four modules of each kind (64 channels, 56 x 56, expansion 4), one image, written in every way; a row each.
+
+    The ways take turns, so that whatever slows the machine slows all; medians.
+
+    Args:
+        formats: targets; default: all that can export and answer here.
+        threads: of torch and of the runtime.
+        rounds: that count; one goes before.
+        say: told in words what was just found.
+
+    Raises:
+        StarshiftError: a target's package is missing.
+    """
+    here = [name for name, target in targets().items() if target.available() and target.why_not_here() is None]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    rows = []
+    try:
+        for name in formats or here:
+            require(get_target(name))
+            for kind in BLOCKS:
+                times = _times(name, kind, rounds)
+                rows += [
+                    {
+                        "layers": kind,
+                        "format": name,
+                        "written": way,
+                        "ms": round(1e3 * statistics.median(seconds), 4),
+                        "ratio": round(statistics.median(_ratios(times, seconds)), 3),
+                        "threads": threads,
+                        "rounds": rounds,
+                        **provenance(),
+                    }
+                    for way, seconds in times.items()
+                ]
+                say(f"{name} {kind}: " + ", ".join(f"{r['written']} {r['ms']:.2f} ms" for r in rows[-len(times) :]))
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def _ratios(times: dict[str, list[float]], seconds: list[float]) -> list[float]:
+    """The first way's seconds over these, round by round."""
+    return [a / b for a, b in zip(next(iter(times.values())), seconds, strict=True)]
+
+
+def _times(format: str, kind: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round, by the way the layers are written."""
+    make, ways = BLOCKS[kind]
+    image = torch.randn(1, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory(prefix="starshift-lowerings-") as folder:
+        opened = {way: _opened(format, make, lowering, Path(folder) / way) for way, lowering in ways.items()}
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(-1, rounds):
+            for way in list(ways)[:: 1 if number % 2 else -1]:
+                start = time.perf_counter()
+                opened[way].run(image)
+                if number >= 0:
+                    times[way].append(time.perf_counter() - start)
+    return times
+
+
+def _opened(format: str, make: Callable[[], nn.Module], lowering: Lowering, stem: Path) -> FilePredictor:
+    torch.manual_seed(0)
+    target = get_target(format)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10)]
+    model = nn.Sequential(*(make() for _ in range(MODULES)), *head)
+    metadata = Metadata("lowerings", tuple(map(str, range(10))), Preprocessing((SIDE, SIDE)))
+    path = stem.with_name(stem.name + target.suffix)
+    with torch.no_grad():
+        network = lower_(fold_batchnorm(model.eval()), format, lowering)
+        target.export(network, torch.randn(2, CHANNELS, SIDE, SIDE), metadata, path)
+    predictor = target.load(path)
+    assert isinstance(predictor, FilePredictor)
+    return predictor
