@@ -82,11 +82,12 @@ def test_the_file_answers_like_the_network_for_any_batch(name: str, exported, ti
         return
     assert done.relative_error is not None and done.relative_error <= 1e-5
     model = load_model(tiny).model.eval()
-    for n in (1, 2, 5, 9):
-        before = images[:n].clone()
+    many = torch.cat([images] * 8)
+    for n in (1, 2, 5, 9, 70):
+        before = many[:n].clone()
         with torch.inference_mode():
-            assert_close(f"batch {n}", predictor.logits(images[:n]), model(images[:n]))
-        assert torch.equal(images[:n], before)
+            assert_close(f"batch {n}", predictor.logits(many[:n]), model(many[:n]))
+        assert torch.equal(many[:n], before)
 
 
 @pytest.mark.parametrize("name", ANSWERING)

@@ -11,12 +11,14 @@ from starshift.deploy._quiet import quiet
 BATCH = "batch"
 
 
-def export_program(model: nn.Module, example: Tensor, *, any_batch: bool = True) -> torch.export.ExportedProgram:
-    """Trace ``model``; ``any_batch`` leaves the batch size free (else it is that of ``example``).
+def export_program(
+    model: nn.Module, example: Tensor, *, largest_batch: int | None = None
+) -> torch.export.ExportedProgram:
+    """Trace ``model`` with the batch size free, up to ``largest_batch`` where one is given.
 
     The traces say nothing of where the sources lie on this machine.
     """
-    shapes = ({0: torch.export.Dim(BATCH, min=1)},) if any_batch else None
+    shapes = ({0: torch.export.Dim(BATCH, min=1, max=largest_batch)},)
     with quiet("torch.export"):
         program = torch.export.export(model, (example,), dynamic_shapes=shapes)
     for module in program.graph_module.modules():

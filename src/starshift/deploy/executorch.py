@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
+from starshift.deploy._int8 import BATCH
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
 from starshift.deploy._quiet import silent
@@ -17,11 +18,12 @@ from starshift.deploy._sensitivity import layer_of
 from starshift.deploy._target import Target
 from starshift.errors import StarshiftError
 
+LARGEST_BATCH = 8  # memory is planned ahead for it; without a bound the runtime refuses batches above some of its own
 METHOD = "starshift_metadata"  # a method of the program without arguments: its value is a string
 
 
 class ExecuTorch(Target):
-    """A program whose parts are delegated to XNNPACK, any batch size."""
+    """A program whose parts are delegated to XNNPACK, for batches of 1 to 8."""
 
     name = "executorch"
     suffix = ".pte"
@@ -32,7 +34,7 @@ class ExecuTorch(Target):
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         with silent("executorch", "torch", "root"):
-            save(export_program(model, example), metadata, path)
+            save(export_program(model, example, largest_batch=LARGEST_BATCH), metadata, path)
 
     def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
         """PT2E with XNNPACK's quantiser: signed activations, weights by channel."""
@@ -44,10 +46,12 @@ class ExecuTorch(Target):
             config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
             quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
             quantizer.set_filter_function(lambda node: layer_of(node) not in kept)
-            prepared = prepare_pt2e(export_program(model, images[0][:2]).module(check_guards=False), quantizer)
+            prepared = prepare_pt2e(
+                export_program(model, images[0][:2], largest_batch=BATCH).module(check_guards=False), quantizer
+            )
             for batch in images:
                 prepared(batch)
-            save(export_program(convert_pt2e(prepared), images[0][:2]), metadata, path)
+            save(export_program(convert_pt2e(prepared), images[0][:2], largest_batch=LARGEST_BATCH), metadata, path)
 
     def load(self, path: Path, *, device: str = "cpu") -> ExecuTorchPredictor:
         return ExecuTorchPredictor(path, device=device)
@@ -64,7 +68,7 @@ def save(program: torch.export.ExportedProgram, metadata: Metadata, path: Path) 
 
 
 class ExecuTorchPredictor(FilePredictor):
-    """In ExecuTorch's runtime."""
+    """In ExecuTorch's runtime, at most eight images at a time."""
 
     def __init__(self, path: Path, *, device: str = "cpu") -> None:
         if device != "cpu":
@@ -93,7 +97,8 @@ class ExecuTorchPredictor(FilePredictor):
         return method
 
     def run(self, batch: Tensor) -> Tensor:
-        return self._forward.execute([batch])[0].clone()  # the runtime's own memory, written anew by the next call
+        # Copied: the answer lies in the runtime's own memory, which the next call writes anew.
+        return torch.cat([self._forward.execute([part])[0].clone() for part in batch.split(LARGEST_BATCH)])
 
 
 TARGET = ExecuTorch()
