@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from starshift.deploy import Exported, _int8, export_checked, get_target, load_exported, targets
 from starshift.deploy._sensitivity import by_sensitivity
-from starshift.deploy._source import open_source
+from starshift.deploy._source import noise_images, open_source
 from starshift.errors import StarshiftError
 from starshift.infer import evaluate
 from starshift.layers import fold_batchnorm
@@ -54,7 +54,7 @@ def test_int8_keeps_the_accuracy(name: str, quantised, digits: Path) -> None:
     assert done.precision == "int8" and done.int8.n > 300 and done.int8.top1_float > 50
     assert done.int8.top1_float - done.int8.top1 <= 1.5
     measured = evaluate(done.path, "digits")
-    assert measured.held_out and measured.top1 == pytest.approx(done.int8.top1)
+    assert measured.held_out and abs(measured.top1 - done.int8.top1) < 100 * 2.5 / measured.n
     assert load_exported(done.path).metadata.precision == "int8"  # type: ignore[attr-defined]
     assert 1e-5 < done.relative_error < 0.5  # it is quantised, and not broken
 
@@ -69,7 +69,7 @@ def test_layers_named_stay_in_float(digits: Path, quantised, tmp_path: Path) -> 
     """The most sensitive layers, kept by the export itself; what they hold is in float in the file."""
     network = open_source(digits)
     model = fold_batchnorm(network.model)
-    order = by_sensitivity(model, torch.randn(8, 1, 32, 32)[:, : network.preprocessing.channels])
+    order = by_sensitivity(model, noise_images(network.preprocessing, 8))
     assert set(order) == {n.removesuffix(".weight") for n, p in model.named_parameters() if p.ndim in (2, 4)}
     images = _int8.open_images(network, None)
     facts = load_exported(quantised("onnx").path).metadata  # type: ignore[attr-defined]
