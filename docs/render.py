@@ -343,7 +343,6 @@ def read(name: str) -> list[Row]:
 
 TABLES: dict[str, Callable[[], str]] = {
     made.__name__: made
-    made.__name__: made
     for made in (
         models,
         cifar10,

@@ -283,7 +283,7 @@ def int8(
 
     rows = bench_int8(run, data, _names(formats), max_drop=max_drop, say=_say)
     titles = {"model": "model", "format": "format", "top1_fp32": "fp32 %", "top1_int8": "int8 %", "n": "images"}
-    _report(rows, titles | {"bytes_int8": "bytes", "size_ratio": "of fp32", "kept_float": "in float"}, out, as_json)
+    report(rows, titles | {"bytes_int8": "bytes", "size_ratio": "of fp32", "kept_float": "in float"}, out, as_json)
 
 
 @app.command()
@@ -299,7 +299,7 @@ def lowerings(
 
     rows = bench_lowerings(_names(formats), threads=threads, rounds=rounds, say=_say)
     titles = {"layers": "layers", "format": "format", "written": "written", "ms": "ms", "ratio": "times as fast"}
-    _report(rows, titles, out, as_json)
+    report(rows, titles, out, as_json)
 
 
 def _width_height(text: str) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class _MergedBlock(nn.Module):
         pair = (block.f1.conv, block.f2.conv)
         self.f = nn.Conv2d(pair[0].in_channels, 2 * pair[0].out_channels, 1)
         self.f.weight = nn.Parameter(torch.cat([conv.weight for conv in pair]).detach())
-        self.f.bias = nn.Parameter(torch.cat([conv.bias for conv in pair]).detach())
+        self.f.bias = nn.Parameter(torch.cat([conv.bias for conv in pair if conv.bias is not None]).detach())
 
     def forward(self, x: Tensor) -> Tensor:
         x1, x2 = self.f(self.before(x)).chunk(2, dim=1)
