@@ -80,7 +80,9 @@ def open_images(network: Source, data: str | Path | None) -> Images:
         count = min(CALIBRATION, len(images) // 2)
         calibration, held_out = Selection(images, order[:count]), Selection(images, order[count:])
     sample = Selection(calibration, _shuffled(len(calibration))[:CALIBRATION])
-    batches = [b.image for b in eval_loader(sample, network.preprocessing, batch_size=BATCH, workers=0) if len(b.image)]
+    loader = eval_loader(sample, network.preprocessing, batch_size=BATCH, workers=0)
+    # An exporter fixes the memory order that it saw, and a file is asked in the usual one.
+    batches = [batch.image.contiguous() for batch in loader if len(batch.image)]
     if not batches or not len(held_out):
         raise StarshiftError(f"no image of {origin} could be read to calibrate int8 with")
     if len(held_out) > HELD_OUT:
