@@ -37,6 +37,10 @@ DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "starshift_s_32px",
         {"space": ["shift", "shift", "depthwise", "depthwise"]},
     ),
+    "starshift, depthwise in stages 1 and 2": (
+        "starshift_s_32px",
+        {"space": ["depthwise", "depthwise", "shift", "shift"]},
+    ),
     "starshift, depthwise everywhere": ("starshift_s_32px", {"space": "depthwise"}),
     "starshift, no space in blocks": ("starshift_s_32px", {"space": "none"}),
     "starshift, full resolution": ("starshift_s_32px", {"stem_stride": 1}),
