@@ -30,7 +30,7 @@ class Lowering:
     merge_branches: bool = False
 
 
-LOWERINGS = {"torch": Lowering("slices"), "aotinductor": Lowering("slices")}
+LOWERINGS = {"torch": Lowering("slices")}
 """The choice for each target, the default where it is not said; ``starshift bench lowerings`` measures them."""
 
 
