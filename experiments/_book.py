@@ -125,7 +125,7 @@ def sections() -> str:
 def _section(name: str) -> str:
     experiment = load(name)
     budget, rows = current(name)
-    parts = [f"### {name}\n**{experiment.TITLE}** ({experiment.SOURCE}). {experiment.SETTING}\n\n"]
+    parts = [f"### {name}\n**{experiment.TITLE}** ({experiment.SOURCE}). {experiment.SETTING}.\n\n"]
     if rows:
         cells = experiment.cells(budget)
         left = (

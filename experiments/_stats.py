@@ -50,8 +50,9 @@ def difference(rows: Sequence[Row], ours: Mapping[str, object], other: Mapping[s
 
 
 def above(gap: Spread | None, bound: float = 0.0) -> bool | None:
-    """Whether all repeats lie above the bound (True), all below (False), or on both sides (None)."""
-    if gap is None:
+    """Whether all repeats lie above the bound (True), all below (False), or on both sides (None); one run tells
+    nothing."""
+    if gap is None or len(gap.values) < 2:
         return None
     return True if gap.low > bound else False if gap.high < bound else None
 

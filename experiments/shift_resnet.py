@@ -105,7 +105,7 @@ def claims(rows: list[Row]) -> list[Claim]:
         }
         if any(gaps.values()):
             verdicts = [above(gap) for gap in gaps.values() if gap is not None]
-            better = True if all(verdicts) else False if not any(verdicts) else None
+            better = True if all(verdicts) else False if all(v is False for v in verdicts) else None
             ours = ", ".join(f"{signed(gap)} at E={e}" for e, gap in gaps.items())
             name = "a ResNet reduced to its size" if kind == "net" else "a depthwise ResNet of its size"
             made.append(Claim(f"ShiftResNet-20 is above {name}", published, ours, better))

@@ -62,6 +62,6 @@ def claims(rows: list[Row]) -> list[Claim]:
         d: difference(rows, {"mode": "star", "depth": d}, {"mode": "sum", "depth": d}) for d in values(rows, "depth")
     }
     verdicts = [above(gap) for gap in gaps.values()]
-    better = True if all(verdicts) else False if not any(verdicts) else None
+    better = True if all(verdicts) else False if all(v is False for v in verdicts) else None
     ours = ", ".join(f"{signed(gap)} at {depth}" for depth, gap in gaps.items())
     return [Claim("star is above sum at every depth", "+6.5 points at depth 10, +4.8 at 22", ours, better)]

@@ -63,9 +63,9 @@ def claims(rows: list[Row]) -> list[Claim]:
         w: difference(rows, {"mode": "star", "width": w}, {"mode": "sum", "width": w}) for w in values(rows, "width")
     }
     verdicts = [above(gap) for gap in gaps.values()]
-    better = True if all(verdicts) else False if not any(verdicts) else None
+    better = True if all(verdicts) else False if all(v is False for v in verdicts) else None
     ours = ", ".join(f"{signed(gap)} at {width}" for width, gap in gaps.items())
-    found = [gap for gap in gaps.values() if gap is not None]
+    found = [gap for gap in gaps.values() if gap is not None and len(gap.values) > 1]
     narrows = None
     if len(found) > 1 and (found[0].low > found[-1].high or found[0].high < found[-1].low):
         narrows = found[0].mean > found[-1].mean

@@ -16,7 +16,7 @@ from typing import Any
 from experiments._book import Claim
 from experiments._cells import Cell, Context, seeds, trained_row
 from experiments._settings import STARNET
-from experiments._stats import Row, above, as_table, difference, spread, text, values
+from experiments._stats import Row, above, as_table, difference, signed, spread, text, values
 
 TITLE = "StarShift beside StarNet, ShiftResNet, ResNet-20 and MobileNet-V3 at equal training time"
 SOURCE = "beyond both papers"
@@ -163,5 +163,5 @@ def claims(rows: list[Row]) -> list[Claim]:
     for peer in ("starnet_s050_32px", "shiftresnet20, E=9", "resnet20", "mobilenetv3_small_050"):
         gap = difference(rows, {"design": "starshift"}, {"design": peer})
         if gap is not None:
-            made.append(Claim(f"StarShift is above {peer} at equal training time", "-", gap.text(), above(gap)))
+            made.append(Claim(f"StarShift is above {peer} at equal training time", "-", signed(gap), above(gap)))
     return made

@@ -117,7 +117,12 @@ def test_repeats_are_put_together() -> None:
     assert spread(rows, mode="star") == Spread((50.0, 54.0)) and spread(rows, mode="other") is None
     gap = difference(rows, {"mode": "star"}, {"mode": "sum"})
     assert gap == Spread((2.0, 5.0)) and signed(gap) == "+3.5 (+2.0 to +5.0)"
-    assert above(gap) is True and above(gap, 3) is None and above(gap, 6) is False and above(None) is None
+    assert (
+        above(gap) is True
+        and above(gap, 3) is None
+        and above(gap, 6) is False
+        and above(None) is above(Spread((3.0,))) is None
+    )
 
 
 def test_list_shows_every_experiment() -> None:
