@@ -3,20 +3,23 @@
 
     python -m experiments run starshift_search --data cifar10
 
-Every network gets the same training time: its speed is measured first (processor seconds of one thread, so that other
-work on the machine does not count), and the epochs are as many as fit. Expected: shifts where the map is large,
-depthwise convolutions where it is small and they cost little.
+Every network gets the same training time: its speed is measured first (the best of 20 steps in processor seconds of
+one thread, so that other work on the machine counts little), and the epochs are as many whole ones as fit. Expected:
+shifts where the map is large, depthwise convolutions where it is small and they cost little.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from experiments._book import Claim
-from experiments._cells import Cell, Context, seeds, trained_row
+from experiments._cells import Cell, Context, as_text, seeds, trained_row
 from experiments._settings import STARNET
 from experiments._stats import Row, above, as_table, difference, signed, spread, text, values
+from starshift.training.folder import write_json
 
 TITLE = "StarShift beside StarNet, ShiftResNet, ResNet-20 and MobileNet-V3 at equal training time"
 SOURCE = "beyond both papers"
@@ -70,7 +73,7 @@ def _cell(budget: str, name: str, seed: int) -> Cell:
 
 def _measure(model: str, settings: Mapping[str, Any], seconds: float) -> Callable[[Context], dict[str, Any]]:
     def measure(context: Context) -> dict[str, Any]:
-        speed, latency = _speed(model, settings["model_args"])
+        speed, latency = _speed(context.runs, model, settings["model_args"])
         epochs = max(1, round(seconds * speed / 50_000))
         found = trained_row(context.train(model, {**settings, "epochs": epochs}))
         return {"cpu_images_per_s": round(speed, 1), "latency_ms": round(latency, 3), **found}
@@ -78,8 +81,23 @@ def _measure(model: str, settings: Mapping[str, Any], seconds: float) -> Callabl
     return measure
 
 
-def _speed(model: str, args: Mapping[str, Any]) -> tuple[float, float]:
-    """Images trained on in a second of one thread's processor time, and milliseconds of one image's answer."""
+def _speed(runs: Path, model: str, args: Mapping[str, Any]) -> tuple[float, float]:
+    """Images trained on in a second of one thread's processor time, and milliseconds of one image's answer.
+
+    Measured once and noted beside the trained networks, so that repeats get the same number of epochs.
+    """
+    noted = runs / "speeds.json"
+    known = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    name = f"{model} {as_text(args)}"
+    if name not in known:
+        known[name] = _timed(model, args)
+        runs.mkdir(parents=True, exist_ok=True)
+        write_json(noted, known)
+    speed, latency = known[name]
+    return speed, latency
+
+
+def _timed(model: str, args: Mapping[str, Any]) -> tuple[float, float]:
     import statistics
     import time
 
@@ -101,11 +119,11 @@ def _speed(model: str, args: Mapping[str, Any]) -> tuple[float, float]:
             torch.nn.functional.cross_entropy(network(images), targets).backward()
             optimiser.step()
 
-        training = _seconds(step, 8, time.process_time)
+        training = _seconds(step, 20, time.process_time)
         folded = fold_batchnorm(network)
         with torch.inference_mode(False), torch.no_grad():
             one = _seconds(lambda: folded(images[:1]), 50, time.perf_counter)
-        return BATCH / statistics.median(training), 1e3 * statistics.median(one)
+        return BATCH / min(training), 1e3 * statistics.median(one)
     finally:
         torch.set_num_threads(threads)
 
