@@ -162,6 +162,18 @@ def test_openvino_computes_in_float32_unless_told_otherwise(exported, tiny: Path
     assert half.compiled.get_property(hint).to_string() == "bf16"  # type: ignore[attr-defined]
 
 
+def test_nobody_is_told_of_an_openvino_export(
+    tiny: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its telemetry would fork this process, which has threads."""
+
+    def fork(process: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", fork)
+    assert export_checked(tiny, "openvino", tmp_path, data=labelled).path.is_dir()
+
+
 def test_openvino_weights_can_be_halved(exported, tiny: Path, labelled: Path, tmp_path: Path) -> None:
     done = export_checked(tiny, "openvino", tmp_path, data=labelled, precision="fp16")
     weights = [p / "model.bin" for p in (done.path, exported("openvino").path)]

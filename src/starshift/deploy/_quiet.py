@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
@@ -49,3 +50,20 @@ def silent(*names: str) -> Iterator[None]:
             os.dup2(copy, number)
             os.close(copy)
         os.close(null)
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """OpenVINO and NNCF report their use to their makers unless the user has refused, from a forked process. Not from
+    here: nobody was asked, and forking a process that has threads can end it."""
+    if importlib.util.find_spec("openvino_telemetry") is None:
+        yield
+        return
+    from openvino_telemetry.backend.backend_ga4 import GA4Backend
+
+    send = GA4Backend.send
+    GA4Backend.send = lambda self, message: None
+    try:
+        yield
+    finally:
+        GA4Backend.send = send

@@ -14,7 +14,7 @@ from starshift.deploy._file import FilePredictor
 from starshift.deploy._int8 import weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
-from starshift.deploy._quiet import quiet, silent
+from starshift.deploy._quiet import quiet, silent, unreported
 from starshift.deploy._target import Target
 from starshift.errors import StarshiftError
 
@@ -36,12 +36,12 @@ class OpenVino(Target):
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         import openvino
 
-        with quiet():
+        with quiet(), unreported():
             save(openvino.convert_model(export_program(model, example)), example, metadata, path)
 
     def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
         """NNCF: weights by channel, activations symmetric where they are not negative, biases corrected."""
-        with silent("nncf"):
+        with silent("nncf"), unreported():
             import nncf
             import openvino
 
