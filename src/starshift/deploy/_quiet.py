@@ -59,11 +59,11 @@ def unreported() -> Iterator[None]:
     if importlib.util.find_spec("openvino_telemetry") is None:
         yield
         return
-    from openvino_telemetry.backend.backend_ga4 import GA4Backend
+    from openvino_telemetry.utils.sender import TelemetrySender
 
-    send = GA4Backend.send
-    GA4Backend.send = lambda self, message: None
+    send = TelemetrySender.send
+    TelemetrySender.send = lambda self, backend, message: None  # else it goes to a thread, which forks
     try:
         yield
     finally:
-        GA4Backend.send = send
+        TelemetrySender.send = send
