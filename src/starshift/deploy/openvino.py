@@ -34,9 +34,9 @@ class OpenVino(Target):
     int8_packages = ("nncf",)
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
-        import openvino
-
         with quiet(), unreported():
+            import openvino
+
             save(openvino.convert_model(export_program(model, example)), example, metadata, path)
 
     def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
@@ -76,7 +76,8 @@ def _operations(network: Any, weights: list[Any]) -> list[str]:
 
 def save(network: Any, example: Tensor, metadata: Metadata, path: Path) -> None:
     """Write an ``openvino.Model`` with its metadata as a folder."""
-    import openvino
+    with unreported():
+        import openvino
 
     network.reshape([-1, *example.shape[1:]])
     network.inputs[0].set_names({"images"})
@@ -91,7 +92,8 @@ class OpenVinoPredictor(FilePredictor):
     """In OpenVINO's runtime, in the precision that the file was exported in, with as many threads as torch has."""
 
     def __init__(self, path: Path, *, device: str = "cpu") -> None:
-        import openvino
+        with unreported():  # the import tells, too
+            import openvino
 
         if device != "cpu":
             raise StarshiftError(f"OpenVINO files are run on the CPU here, not on {device}: use --device cpu")
