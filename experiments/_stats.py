@@ -57,6 +57,17 @@ def above(gap: Spread | None, bound: float = 0.0) -> bool | None:
     return True if gap.low > bound else False if gap.high < bound else None
 
 
+def every(verdicts: Iterable[bool | None]) -> bool | None:
+    """Of several: True or False where all are, else None."""
+    found = set(verdicts)
+    return found.pop() if len(found) == 1 else None
+
+
+def error_bars(found: Sequence[Spread]) -> list[list[float]]:
+    """From each mean down to the lowest repeat, and up to the highest, as matplotlib takes them."""
+    return [[f.mean - f.low for f in found], [f.high - f.mean for f in found]]
+
+
 def values(rows: Iterable[Row], column: str) -> list[str]:
     """What stands in a column, each once, in order."""
     return list(dict.fromkeys(row[column] for row in rows))

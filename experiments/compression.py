@@ -20,7 +20,7 @@ from typing import Any
 from experiments._book import Claim
 from experiments._cells import Cell, Context, seeds
 from experiments._settings import SHIFT, STARNET
-from experiments._stats import Row, Spread, as_table, signed, spread, text, values
+from experiments._stats import Row, Spread, as_table, difference, signed, spread, text, values
 
 TITLE = "Low rank and int8 weights on top of shift and star"
 SOURCE = "Shift, section 2 (said; no numbers)"
@@ -94,12 +94,9 @@ def table(rows: list[Row]) -> str:
 
 
 def _change(rows: list[Row], name: str, share: str, bits: str) -> Spread | None:
-    """Against the network as it was trained, seed by seed."""
+    """Against the network as it was trained."""
     of = [row for row in rows if row["network"] == name]
-    whole = {row["seed"]: float(row["top1"]) for row in of if (row["weights"], row["bits"]) == ("1.0", "32")}
-    found = {row["seed"]: float(row["top1"]) for row in of if (row["weights"], row["bits"]) == (share, bits)}
-    paired = tuple(found[seed] - whole[seed] for seed in found if seed in whole)
-    return Spread(paired) if paired else None
+    return difference(of, {"weights": share, "bits": bits}, {"weights": "1.0", "bits": "32"})
 
 
 def figure(rows: list[Row]) -> Any:

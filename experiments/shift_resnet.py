@@ -18,7 +18,7 @@ from typing import Any
 from experiments._book import Claim
 from experiments._cells import Cell, seeds, training
 from experiments._settings import SHIFT, SHIFT_SETTING
-from experiments._stats import Row, above, as_table, difference, signed, spread, text
+from experiments._stats import Row, above, as_table, difference, error_bars, every, signed, spread, text
 
 TITLE = "ShiftResNet-20 against residual networks of equal size"
 SOURCE = "Shift, tables 3 and 4"
@@ -88,7 +88,7 @@ def figure(rows: list[Row]) -> Any:
                 row = next(r for r in rows if r["kind"] == kind and r["expansion"] == str(e))
                 points.append((int(row["params"]), found))
         if points:
-            errors = [[f.mean - f.low for _, f in points], [f.high - f.mean for _, f in points]]
+            errors = error_bars([f for _, f in points])
             ax.errorbar([p for p, _ in points], [f.mean for _, f in points], errors, fmt="o-", color=colour, label=kind)
     ax.set(title=TITLE, xlabel="parameters", ylabel="top-1 %", xscale="log")
     ax.legend()
@@ -104,8 +104,7 @@ def claims(rows: list[Row]) -> list[Claim]:
             e: difference(rows, {"kind": "shift", "expansion": e}, {"kind": kind, "expansion": e}) for e in EXPANSIONS
         }
         if any(gaps.values()):
-            verdicts = [above(gap) for gap in gaps.values() if gap is not None]
-            better = True if all(verdicts) else False if all(v is False for v in verdicts) else None
+            better = every(above(gap) for gap in gaps.values() if gap is not None)
             ours = ", ".join(f"{signed(gap)} at E={e}" for e, gap in gaps.items())
             name = "a ResNet reduced to its size" if kind == "net" else "a depthwise ResNet of its size"
             made.append(Claim(f"ShiftResNet-20 is above {name}", published, ours, better))

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from experiments._book import Claim
-from experiments._cells import Cell, seeds, training
-from experiments._settings import DEMONET, DEMONET_SETTING
-from experiments._stats import Row, Spread, as_table, difference, signed, spread, text, values
+from experiments._cells import Cell
+from experiments._settings import DEMONET_SETTING
+from experiments._star_or_sum import demonet_cells
+from experiments._stats import Row, Spread, as_table, difference, error_bars, signed, spread, text, values
 
 TITLE = "Activations, with star and with sum"
 SOURCE = "Rewrite the Stars, table of activations"
@@ -34,23 +35,9 @@ ACTS = {
 
 
 def cells(budget: str) -> list[Cell]:
-    return [
-        _cell(budget, act, mode, seed)
-        for seed in seeds(budget, 1 if budget == "paper" else 2)
-        for act in ACTS[budget]
-        for mode in ("star", "sum")
-    ]
-
-
-def _cell(budget: str, act: str, mode: str, seed: int) -> Cell:
-    key = {"act": act, "mode": mode, "seed": seed}
-    if budget == "paper":
-        args: dict[str, Any] = {"depth": 12, "width": 192, "mode": mode, "act": act}
-        return training(key, "demonet_d12_w192", recipe="demonet-imagenet", model_args=args, seed=seed)
-    args = {"depth": 6, "width": 32, "mode": mode, "patch_size": 2 if budget == "smoke" else 4}
-    if act != "gelu":  # the model's own default: the run is then that of the study of widths
-        args["act"] = act
-    return training(key, "demonet_d12_w192", **DEMONET, model_args=args, seed=seed)
+    return demonet_cells(
+        budget, "act", ACTS[budget], small={"depth": 6, "width": 32}, paper={"depth": 12, "width": 192}, default="gelu"
+    )
 
 
 def table(rows: list[Row]) -> str:
@@ -77,7 +64,7 @@ def figure(rows: list[Row]) -> Any:
         found = [spread(rows, act=act, mode=mode) for act in acts]
         x = [i + 0.4 * at for i, f in enumerate(found) if f]
         means = [f.mean for f in found if f]
-        errors = [[f.mean - f.low for f in found if f], [f.high - f.mean for f in found if f]]
+        errors = error_bars([f for f in found if f])
         ax.bar(x, means, 0.38, yerr=errors, color=colour, label=mode, capsize=3)
     ax.set_xticks([i + 0.2 for i in range(len(acts))], acts)
     ax.set(title=TITLE, ylabel="top-1 %")

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 from experiments._book import Claim
-from experiments._cells import Cell, seeds, training
-from experiments._settings import DEMONET, DEMONET_SETTING
-from experiments._star_or_sum import gap_figure, gap_table
-from experiments._stats import Row, above, difference, signed, values
+from experiments._cells import Cell
+from experiments._settings import DEMONET_SETTING
+from experiments._star_or_sum import demonet_cells, gap_figure, gap_table, gaps
+from experiments._stats import Row, above, every, signed
 
 TITLE = "Star or sum by width, at fixed depth"
 SOURCE = "Rewrite the Stars, figure 1"
@@ -32,22 +32,7 @@ WIDTHS = {"smoke": (16,), "small": (16, 32, 48, 64), "paper": (96, 128, 160, 192
 
 
 def cells(budget: str) -> list[Cell]:
-    return [
-        _cell(budget, width, mode, seed)
-        for seed in seeds(budget, 1 if budget == "paper" else 2)
-        for width in WIDTHS[budget]
-        for mode in ("star", "sum")
-    ]
-
-
-def _cell(budget: str, width: int, mode: str, seed: int) -> Cell:
-    key = {"width": width, "mode": mode, "seed": seed}
-    if budget == "paper":
-        args: dict[str, Any] = {"depth": 12, "width": width, "mode": mode}
-        return training(key, "demonet_d12_w192", recipe="demonet-imagenet", model_args=args, seed=seed)
-    patch = 2 if budget == "smoke" else 4
-    args = {"depth": 6, "width": width, "mode": mode, "patch_size": patch}
-    return training(key, "demonet_d12_w192", **DEMONET, model_args=args, seed=seed)
+    return demonet_cells(budget, "width", WIDTHS[budget], small={"depth": 6}, paper={"depth": 12})
 
 
 def table(rows: list[Row]) -> str:
@@ -59,16 +44,13 @@ def figure(rows: list[Row]) -> Any:
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    gaps = {
-        w: difference(rows, {"mode": "star", "width": w}, {"mode": "sum", "width": w}) for w in values(rows, "width")
-    }
-    verdicts = [above(gap) for gap in gaps.values()]
-    better = True if all(verdicts) else False if all(v is False for v in verdicts) else None
-    ours = ", ".join(f"{signed(gap)} at {width}" for width, gap in gaps.items())
-    found = [gap for gap in gaps.values() if gap is not None and len(gap.values) > 1]
+    found = gaps(rows, "width")
+    better = every(above(gap) for gap in found.values())
+    ours = ", ".join(f"{signed(gap)} at {width}" for width, gap in found.items())
+    repeated = [gap for gap in found.values() if gap is not None and len(gap.values) > 1]
     narrows = None
-    if len(found) > 1 and (found[0].low > found[-1].high or found[0].high < found[-1].low):
-        narrows = found[0].mean > found[-1].mean
+    if len(repeated) > 1 and (repeated[0].low > repeated[-1].high or repeated[0].high < repeated[-1].low):
+        narrows = repeated[0].mean > repeated[-1].mean
     return [
         Claim("star is above sum at every width", "+5.5 points at width 192", ours, better),
         Claim("the gap narrows as the network widens", "said of widths 96 to 288", ours, narrows),

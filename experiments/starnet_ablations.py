@@ -17,7 +17,7 @@ from typing import Any
 from experiments._book import Claim
 from experiments._cells import Cell, seeds, training
 from experiments._settings import STARNET
-from experiments._stats import Row, above, as_table, difference, signed, spread, text, values
+from experiments._stats import Row, above, as_table, difference, error_bars, signed, spread, text, values
 
 TITLE = "StarNet's choices, one changed at a time"
 SOURCE = "Rewrite the Stars, ablations of StarNet"
@@ -87,7 +87,7 @@ def figure(rows: list[Row]) -> Any:
     found = [(name, _change(rows, name)) for name in values(rows, "change") if name != BASE]
     found = [(name, change) for name, change in found if change is not None]
     means = [change.mean for _, change in found]
-    errors = [[c.mean - c.low for _, c in found], [c.high - c.mean for _, c in found]]
+    errors = error_bars([change for _, change in found])
     ax.barh([name for name, _ in found], means, xerr=errors, color="#c2410c", capsize=3)
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)

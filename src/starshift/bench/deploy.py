@@ -184,6 +184,7 @@ def _prepare(
 def _make(plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | None, evaluated: Row, say: Say) -> None:
     """Export where the form is a file, and evaluate where there are data and weights."""
     from starshift.deploy import get_target
+    from starshift.deploy._place import size_of
 
     subject, form = plan.subject, plan.form
     if subject.file:
@@ -195,7 +196,7 @@ def _make(plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | 
         plan.file = str(folder / f"model{suffix}")
         plan.columns |= shop.call("export", subject, form, plan.file, size, data)
     if plan.file:
-        plan.columns["file_mb"] = round(_bytes(Path(plan.file) if subject.file else folder) / 1e6, 3)
+        plan.columns["file_mb"] = round(size_of(Path(plan.file) if subject.file else folder) / 1e6, 3)
     if data is not None and plan.facts.weights:
         what = plan.file or subject.text
         if what not in evaluated:
@@ -214,12 +215,6 @@ def _forms_of(subject: Subject, facts: Facts, forms: list[Form]) -> list[Form]:
         assert target is not None
         return [Form(target.name, facts.precision)]
     return [form for form in forms if form.target != TIMM_ONNX or subject.timms]
-
-
-def _bytes(path: Path) -> int:
-    """Of a file, or of all in a folder."""
-    parts = [path] if path.is_file() else path.rglob("*")
-    return sum(part.stat().st_size for part in parts if part.is_file())
 
 
 def _groups(plans: list[Plan]) -> Iterator[list[Plan]]:
@@ -267,11 +262,12 @@ def _take_turns(sides: list[Side], size: int | None, rounds: int, say: Say) -> K
 
 
 def _row(side: Side, common: Row, group: int) -> Row:
+    import numpy as np
+
     from starshift.ops import _native
 
-    plan = side.plan
-    times = sorted(side.seconds)
-    middle = _percentile(times, 50) if times else None
+    plan, times = side.plan, side.seconds
+    low, middle, high = np.percentile(times, (5, 50, 95)).tolist() if times else (0.0, 0.0, 0.0)
     cores = round(sum(side.cores) / len(side.cores), 2) if side.cores else 0.0
     notes = [side.note] if side.note else []
     if cores > side.threads + 0.3:
@@ -287,8 +283,8 @@ def _row(side: Side, common: Row, group: int) -> Row:
         "size": plan.facts.size,
         "threads": side.threads or "",
         "latency_ms": round(middle * 1e3, 4) if middle else "",
-        "p5_ms": round(_percentile(times, 5) * 1e3, 4) if times else "",
-        "p95_ms": round(_percentile(times, 95) * 1e3, 4) if times else "",
+        "p5_ms": round(low * 1e3, 4) if times else "",
+        "p95_ms": round(high * 1e3, 4) if times else "",
         "images_per_s": round(side.batch / middle, 2) if middle else "",
         **{name: side.columns.get(name, "") for name in ("first_ms", "load_ms", "memory_mb")},
         **{name: plan.columns.get(name, "") for name in ("file_mb", "export_s", "relative_error", "checked_on")},
@@ -304,13 +300,6 @@ def _row(side: Side, common: Row, group: int) -> Row:
         "note": "; ".join(notes),
         **{name: value for name, value in common.items() if name not in ("suite", "run")},
     }
-
-
-def _percentile(ordered: list[float], percent: float) -> float:
-    """Between the two nearest, in proportion."""
-    at = (len(ordered) - 1) * percent / 100
-    low, high = ordered[math.floor(at)], ordered[math.ceil(at)]
-    return low + (high - low) * (at - math.floor(at))
 
 
 def _now() -> str:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d, trunc_normal_
@@ -15,6 +16,8 @@ from starshift.errors import StarshiftError
 from starshift.layers import Foldable
 from starshift.layers.activation import one_of
 from starshift.layers.folding import fuse_bn_linear_
+
+Option = TypeVar("Option", str, int)
 
 
 class ImageModel(Foldable, nn.Module):
@@ -236,6 +239,18 @@ def truncated_normal_(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> N
             trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+
+def one_each(name: str, option: Option | Sequence[Option], stages: int) -> list[Option]:
+    """One value for each stage, from one for all or a list.
+
+    Raises:
+        StarshiftError: a list of another length.
+    """
+    found: list[Option] = [option] * stages if isinstance(option, (str, int)) else list(option)
+    if len(found) != stages:
+        raise StarshiftError(f"{name} has {len(found)} entries for {stages} stages")
+    return found
 
 
 def drop_path_rates(rate: float, depths: list[int]) -> list[list[float]]:

@@ -14,7 +14,14 @@ from typing import Any
 from starshift.errors import StarshiftError, nearest
 from starshift.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR: Mapping[str, Any] = {
+    "size": (32, 32),
+    "num_classes": 10,
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+    "crop_pct": 1.0,
+}
+"""What a :class:`Variant` for CIFAR-10 has."""
 
 
 class OptionError(StarshiftError, TypeError):

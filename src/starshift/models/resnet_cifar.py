@@ -18,7 +18,7 @@ from starshift.layers import ConvBN, DepthwiseConv2d
 from starshift.layers.activation import one_of
 from starshift.layers.csc import middle_width, shortcut
 from starshift.models._cifar import DEPTHS, CifarResNet
-from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
+from starshift.models._registry import CIFAR, Variant
 
 REDUCTION_MODES = ("net", "block")
 
@@ -152,11 +152,7 @@ def _variant(name: str, cls: type[CifarResNet], depth: int, top1: dict[str, floa
         name,
         cls,
         {"depth": depth},
-        size=(32, 32),
-        num_classes=10,
-        mean=CIFAR_MEAN,
-        std=CIFAR_STD,
-        crop_pct=1.0,
+        **CIFAR,
         published_top1=top1,
         paper="Shift (arXiv 1711.08141), baseline",
     )

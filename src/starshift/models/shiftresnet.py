@@ -14,7 +14,7 @@ from starshift.layers import CSC, ShiftConv2d
 from starshift.layers.shift import Assignment, per_module
 from starshift.models._base import ImageModel
 from starshift.models._cifar import DEPTHS, CifarResNet
-from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
+from starshift.models._registry import CIFAR, Variant
 from starshift.ops import interleaved_offsets, offsets_permutation
 
 
@@ -96,11 +96,7 @@ VARIANTS = tuple(
         f"shiftresnet{number}",
         ShiftResNet,
         {"depth": depth},
-        size=(32, 32),
-        num_classes=10,
-        mean=CIFAR_MEAN,
-        std=CIFAR_STD,
-        crop_pct=1.0,
+        **CIFAR,
         published_top1={
             f"{data} E={e}": top1
             for data, values in _TOP1[number].items()

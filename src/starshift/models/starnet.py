@@ -17,8 +17,8 @@ from torch import nn
 from starshift.errors import StarshiftError
 from starshift.layers import ConvBN, StarBlock
 from starshift.layers.activation import one_of
-from starshift.models._base import ImageModel, drop_path_rates, truncated_normal_
-from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
+from starshift.models._base import ImageModel, drop_path_rates, one_each, truncated_normal_
+from starshift.models._registry import CIFAR, Variant
 
 INITS = ("timm", "official")
 
@@ -67,9 +67,7 @@ class StarNet(ImageModel):
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
     ) -> None:
-        modes = [mode] * len(depths) if isinstance(mode, str) else list(mode)
-        if len(modes) != len(depths):
-            raise StarshiftError(f"mode has {len(modes)} entries for {len(depths)} stages")
+        modes = one_each("mode", mode, len(depths))
         if not {stem_stride, first_stride} <= {1, 2}:
             raise StarshiftError(f"stem_stride and first_stride are 1 or 2, not {stem_stride} and {first_stride}")
         widths = [base_dim * 2**i for i in range(len(depths))]
@@ -133,11 +131,7 @@ VARIANTS = (
             f"starnet_{size}_32px",
             StarNet,
             {**args, "stem_stride": 1, "first_stride": 1},
-            size=(32, 32),
-            num_classes=10,
-            mean=CIFAR_MEAN,
-            std=CIFAR_STD,
-            crop_pct=1.0,
+            **CIFAR,
             paper=_PAPER,
         )
         for size, args in _SIZES.items()

@@ -7,18 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from torch import nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import ConvBN, ShiftConv2d, StarShiftBlock, make_offsets
 from starshift.layers.activation import one_of
-from starshift.models._base import ImageModel, drop_path_rates, truncated_normal_
-from starshift.models._registry import CIFAR_MEAN, CIFAR_STD, Variant
+from starshift.models._base import ImageModel, drop_path_rates, one_each, truncated_normal_
+from starshift.models._registry import CIFAR, Variant
 
 DOWNS = ("conv", "shift")
-Option = TypeVar("Option", str, int)
 
 
 class StarShift(ImageModel):
@@ -59,8 +57,8 @@ class StarShift(ImageModel):
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
     ) -> None:
-        spaces = _each("space", space, len(depths))
-        kernels = _each("kernel_size", kernel_size, len(depths))
+        spaces = one_each("space", space, len(depths))
+        kernels = one_each("kernel_size", kernel_size, len(depths))
         one_of("down", down, DOWNS)
         if not {stem_stride, first_stride} <= {1, 2}:
             raise StarshiftError(f"stem_stride and first_stride are 1 or 2, not {stem_stride} and {first_stride}")
@@ -95,14 +93,6 @@ def _down(before: int, width: int, stride: int, down: str) -> nn.Conv2d:
     return ShiftConv2d(before, width, make_offsets(before, 3), stride)
 
 
-def _each(name: str, option: Option | Sequence[Option], stages: int) -> list[Option]:
-    """One value for each stage."""
-    found: list[Option] = [option] * stages if isinstance(option, (str, int)) else list(option)
-    if len(found) != stages:
-        raise StarshiftError(f"{name} has {len(found)} entries for {stages} stages")
-    return found
-
-
 _SIZES = {
     "s": {"base_dim": 16, "depths": (1, 1, 3, 1)},
     "m": {"base_dim": 24, "depths": (1, 2, 4, 1)},
@@ -120,11 +110,7 @@ VARIANTS = (
             f"starshift_{size}_32px",
             StarShift,
             {**args, "stem_stride": 2, "first_stride": 1},
-            size=(32, 32),
-            num_classes=10,
-            mean=CIFAR_MEAN,
-            std=CIFAR_STD,
-            crop_pct=1.0,
+            **CIFAR,
             paper=_PAPER,
         )
         for size, args in _SIZES.items()
