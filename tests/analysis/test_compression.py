@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -11,7 +14,7 @@ from torch import nn
 
 from starshift.analysis import int8_model, low_rank, pack_int8, size_in_bytes, unpack_int8
 from starshift.errors import StarshiftError
-from starshift.layers import ShiftConv2d, StarBlock, fold_batchnorm, make_offsets
+from starshift.layers import ShiftConv2d, StarBlock, StarShiftBlock, fold_batchnorm, make_offsets
 from starshift.models._counting import count_macs, count_params
 from tests.models.helpers import randomise, small, smallest_image
 from tests.tolerance import assert_close
@@ -32,7 +35,7 @@ def _limit_rank(model: nn.Module, rank: int) -> None:
 
 
 @pytest.mark.parametrize("folded", [False, True])
-@pytest.mark.parametrize("name", [*NAMES, "timm"])
+@pytest.mark.parametrize("name", [*NAMES, "timm", "starshift_s"])
 def test_weights_of_low_rank_are_factored_exactly(name: str, folded: bool) -> None:
     model = randomise(timm.create_model("starnet_s050", num_classes=5)) if name == "timm" else _make(name)
     model = model.double()
@@ -97,9 +100,10 @@ def test_every_convolution_is_seen_by_the_data() -> None:
     assert all(p.grad is not None for p in fitted.parameters())
 
 
-def test_a_hook_on_a_branch_is_called_and_changes_nothing() -> None:
+@pytest.mark.parametrize("kind", [StarBlock, StarShiftBlock])
+def test_a_hook_on_a_branch_is_called_and_changes_nothing(kind: Callable[[int], Any]) -> None:
     torch.manual_seed(0)
-    block = randomise(StarBlock(8))
+    block = randomise(kind(8))
     x = torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
     expected, seen = block(x), []
     for part in (block.f1, block.f2, block.g):

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from starshift.layers.activation import activation, one_of
+from starshift.layers.activation import one_of
 from starshift.layers.folding import Foldable, fuse_conv_bn_
-from starshift.layers.norm import can_normalise, is_watched, normalise
+from starshift.layers.norm import norm_act
 from starshift.ops import ACTIVATIONS
 
 
@@ -27,10 +27,7 @@ class ConvBN(Foldable, nn.Module):
         self.bn = nn.BatchNorm2d(conv.out_channels) if bn else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if type(self.bn) is nn.BatchNorm2d and not is_watched(self.bn) and can_normalise(self.bn, x):
-            return normalise(self.bn, x, self.act)
-        return activation(self.act)(self.bn(x))
+        return norm_act(self.bn, self.conv(x), self.act)
 
     def fold(self) -> None:
         if fuse_conv_bn_(self.conv, self.bn):

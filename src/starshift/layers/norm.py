@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from starshift.layers.activation import activation
 from starshift.ops import _native, batch_norm_act
 from starshift.ops._operator import REFERENCE, autocast_dtype, forced_kernel
 
@@ -47,6 +48,15 @@ def is_watched(module: nn.Module) -> bool:
 def can_normalise(norm: Any, x: Tensor) -> bool:
     """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the norm's own."""
     return runs_kernels(x) and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
+
+
+def norm_act(norm: nn.Module, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
+    """``act(norm(x)) + shortcut``: one operator where ``norm`` is a plain batch norm that it serves, else by parts."""
+    same = shortcut is None or shortcut.dtype == x.dtype
+    if type(norm) is nn.BatchNorm2d and same and not is_watched(norm) and can_normalise(norm, x):
+        return normalise(norm, x, act, shortcut)
+    y = activation(act)(norm(x))
+    return y if shortcut is None else y + shortcut
 
 
 def normalise(norm: Any, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:

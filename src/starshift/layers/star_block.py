@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -12,7 +15,7 @@ from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.folding import Foldable
-from starshift.layers.norm import is_watched
+from starshift.layers.norm import is_watched, norm_act
 from starshift.ops import ACTIVATIONS, PLACEMENTS, star, star_mlp
 from starshift.ops._operator import autocast_dtype
 
@@ -84,18 +87,22 @@ class StarBlock(Foldable, nn.Module):
         return x + self.drop_path(self.dwconv2(self._mix(self.dwconv(x))))
 
     def _mix(self, x: Tensor) -> Tensor:
-        f1, f2, g = self.f1.conv, self.f2.conv, self.g.conv
         if self.mode == "sum":
-            return self.g(add_branches(f1(x), f2(x), activation(self.act), self.placement))
-        if any(type(conv) is not nn.Conv2d or is_watched(conv) for conv in (f1, f2, g)):
-            return self._mix_by_parts(x)
-        y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, self.act, self.placement)
-        return self.g.bn(y)
+            return self.g(add_branches(self.f1.conv(x), self.f2.conv(x), activation(self.act), self.placement))
+        return star_mix(self, x, self.act, self.placement)
 
-    def _mix_by_parts(self, x: Tensor) -> Tensor:
-        """Each convolution called on its own: one of another kind (in factors, say), or one that a hook waits on."""
-        product = star(self.f1(x), self.f2(x), self.act, self.placement)
-        if autocast_dtype(x) != torch.float16:
-            return self.g(product)
-        with torch.autocast(x.device.type, enabled=False):  # the product leaves float16's range
-            return self.g(product)
+
+def star_mix(block: Any, x: Tensor, act: str, placement: str = "first", shortcut: Tensor | None = None) -> Tensor:
+    """``g(star(f1(x), f2(x))) + shortcut`` by a block's three ConvBN, the branches not stored where its parts allow it.
+
+    Each convolution is called on its own where it is of another kind (in factors, say), or a hook waits on it.
+    """
+    f1, f2, g = block.f1.conv, block.f2.conv, block.g.conv
+    if not any(type(conv) is not nn.Conv2d or is_watched(conv) for conv in (f1, f2, g)):
+        y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, act, placement)
+        return norm_act(block.g.bn, y, shortcut=shortcut)
+    product = star(block.f1(x), block.f2(x), act, placement)
+    fits = autocast_dtype(x) != torch.float16
+    with nullcontext() if fits else torch.autocast(x.device.type, enabled=False):  # the product leaves its range
+        y = block.g(product)
+    return y if shortcut is None else y + shortcut

@@ -10,9 +10,10 @@ from starshift.layers.activation import one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.folding import Foldable, fuse_bn_pointwise_, fuse_conv_bn_
-from starshift.layers.norm import can_normalise, is_watched, normalise
+from starshift.layers.norm import norm_act
 from starshift.layers.shift import Shift2d, make_offsets
-from starshift.ops import ACTIVATIONS, star_mlp
+from starshift.layers.star_block import star_mix
+from starshift.ops import ACTIVATIONS
 
 SPACES = ("shift", "depthwise", "none")
 
@@ -73,28 +74,19 @@ class StarShiftBlock(Foldable, nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.space(x)
-        fast = type(self.norm) is nn.BatchNorm2d and not is_watched(self.norm) and can_normalise(self.norm, y)
-        y = normalise(self.norm, y) if fast else self.norm(y)
-        f1, f2, g = self.f1.conv, self.f2.conv, self.g.conv
-        y = star_mlp(y, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, self.act)
-        norm = self.g.bn
         plain = isinstance(self.space2, nn.Identity) and isinstance(self.drop_path, nn.Identity)
-        if (
-            plain
-            and type(norm) is nn.BatchNorm2d
-            and not is_watched(norm)
-            and x.dtype == y.dtype
-            and can_normalise(norm, y)
-        ):
-            return normalise(norm, y, shortcut=x)
-        return x + self.drop_path(self.space2(norm(y)))
+        y = norm_act(self.norm, self.space(x))
+        if plain:
+            return star_mix(self, y, self.act, shortcut=x)
+        return x + self.drop_path(self.space2(star_mix(self, y, self.act)))
 
     def fold(self) -> None:
         """The first norm into the depthwise convolution before it, or else into both branches."""
         if isinstance(self.space, DepthwiseConv2d):
             folded = fuse_conv_bn_(self.space, self.norm)
         else:
-            folded = all(fuse_bn_pointwise_(self.norm, f.conv) for f in (self.f1, self.f2))
+            branches = (self.f1.conv, self.f2.conv)
+            plain = all(type(conv) is nn.Conv2d for conv in branches)  # no factors of low rank, say
+            folded = plain and all(fuse_bn_pointwise_(self.norm, conv) for conv in branches)
         if folded:
             self.norm = nn.Identity()
