@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from starshift.bench.forms import COMPILE, EAGER, INT8, KERNELS, TIMM_ONNX, TORCH, Form
 from starshift.bench.sides import _forget_peak, _peak_mb, _resident_mb
 from starshift.bench.subjects import Facts, Subject, facts_of, open_subject
+from starshift.deploy._source import Source
+from starshift.errors import StarshiftError
 
 Run = Callable[[], object]
 
@@ -83,10 +87,12 @@ class Workshop:
         from starshift.deploy import export_checked, get_target
 
         chosen: dict[str, Any] = {}
+        if data is not None and not facts_of(subject, size).weights:
+            source, chosen = _named_after(source, data), {"max_drop": math.inf}  # they have no accuracy to lose
         if form.precision == INT8:
-            chosen = {"quantize": INT8}
+            chosen["quantize"] = INT8
         elif hasattr(get_target(form.target), "precisions"):
-            chosen = {"precision": form.precision}
+            chosen["precision"] = form.precision
         done = export_checked(source, form.target, path, data=data, **chosen)
         return {
             "export_s": round(done.seconds, 1),
@@ -100,6 +106,17 @@ class Workshop:
 
         result = evaluate(what, data, device="cpu")
         return result.top1, result.n
+
+
+def _named_after(source: Source, data: str) -> Source:
+    """Random weights have no classes of their own: the data's take the first places, so that it can calibrate."""
+    from starshift.data import open_data
+
+    theirs = open_data(data, channels=source.preprocessing.channels).train.classes
+    if len(theirs) > len(source.classes):
+        raise StarshiftError(f"{data} has {len(theirs)} classes, {source.name} {len(source.classes)} outputs")
+    rest = [name for name in source.classes if name not in theirs]
+    return replace(source, classes=(*theirs, *rest)[: len(source.classes)])
 
 
 def _export_by_timm(model: Any, side: tuple[int, int], path: str) -> None:

@@ -108,6 +108,7 @@ def export_checked(
         precision: one of the target's ``precisions``; default: its first.
         quantize: ``int8``: after the training, with images of ``data`` (labelled) or of the run's own data.
         max_drop: points of top-1 that int8 may lose on held-out images; layers stay in float until it does not.
+            Infinite: accuracy is not measured.
         on_step: told in words what was just found.
 
     Raises:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Quantised:
     Attributes:
         kept_float: layers that stayed in float32, the most sensitive first.
         layers: how many there are.
-        top1_float, top1: percent right of the network and of the file.
+        top1_float, top1: percent right of the network and of the file; not a number where any loss was allowed.
         n: held-out images they were measured on.
     """
 
@@ -99,7 +100,8 @@ def write_int8(
     max_drop: float,
     say: Callable[[str], None],
 ) -> Quantised:
-    """Write an int8 file that loses at most ``max_drop`` points of top-1 on the held-out images.
+    """Write an int8 file that loses at most ``max_drop`` points of top-1 on the held-out images; where that is
+    infinite, none are looked at.
 
     All layers are tried first. While too much is lost, twice as many of the most sensitive stay in float; then the
     number is halved back to the smallest that will do.
@@ -107,6 +109,9 @@ def write_int8(
     Raises:
         StarshiftError: too much is lost even with every layer in float.
     """
+    if math.isinf(max_drop):
+        target.export_int8(model, images.calibration, metadata, path)
+        return Quantised((), _count(model), math.nan, math.nan, 0)
     preprocessing = metadata.preprocessing
     before, n = top1(lambda batch: model(batch), images.held_out, preprocessing)
     layers: list[str] = []
