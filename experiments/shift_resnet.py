@@ -43,17 +43,21 @@ PUBLISHED = {
 
 
 def cells(budget: str) -> list[Cell]:
+    expansions = (1,) if budget == "smoke" else EXPANSIONS
     made = []
     for seed in seeds(budget):
-        for e in (1,) if budget == "smoke" else EXPANSIONS:
+        for e in expansions:
             made.append(_cell(budget, "shift", e, seed, "shiftresnet20", {"expansion": e}))
-            for mode in ("net", "block"):
-                args = {"reduction": REDUCTIONS[mode][e], "reduction_mode": mode}
-                made.append(_cell(budget, mode, e, seed, "resnet20", args))
+            made.append(_reduced(budget, "net", e, seed))
             made.append(_cell(budget, "depthwise", e, seed, "dwresnet20", {"reduction": REDUCTIONS["depthwise"][e]}))
         if budget != "smoke":
             made.append(_cell(budget, "whole", 0, seed, "resnet20", {}))
-    return made
+    return made + [_reduced(budget, "block", e, seed) for seed in seeds(budget) for e in expansions]
+
+
+def _reduced(budget: str, mode: str, e: int, seed: int) -> Cell:
+    args = {"reduction": REDUCTIONS[mode][e], "reduction_mode": mode}
+    return _cell(budget, mode, e, seed, "resnet20", args)
 
 
 def _cell(budget: str, kind: str, e: int, seed: int, model: str, args: Mapping[str, Any]) -> Cell:

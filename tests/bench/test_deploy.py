@@ -97,6 +97,20 @@ def test_a_file_is_measured_as_it_is(onnx_file: Path, here: None) -> None:
     assert row["file_mb"] == round(onnx_file.stat().st_size / 1e6, 3)
 
 
+def test_without_trained_weights_int8_is_calibrated_with_any_classes(
+    labelled: Path, here: None, tmp_path: Path
+) -> None:
+    name, wanted = "starnet_s050_32px", ["onnx-int8"]
+    (row,) = bench_deploy([name], targets=wanted, rounds=1, data=str(labelled))
+    assert (row["target"], row["precision"], row["note"]) == ("onnx", "int8", "")
+    assert row["latency_ms"] > 0 and row["file_mb"] < 0.6 and row["top1"] == ""
+    for i in range(1001):
+        (tmp_path / f"class{i:04d}").mkdir()
+        (tmp_path / f"class{i:04d}" / "a.jpg").symlink_to(labelled / "cat" / "0.jpg")
+    (row,) = bench_deploy([name], targets=wanted, rounds=1, data=str(tmp_path))
+    assert "1001 classes" in row["note"]
+
+
 def test_timms_network_by_its_own_export_and_what_fails_is_a_note(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploy, "missing", lambda form: "not here" if form.target == "eager" else None)
     wanted = ["eager", "onnx-by-timm"]
