@@ -17,9 +17,9 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]'
-	@touch $@
+	@touch $@ .venv/.kernels
 
-# Kept as they are where nothing changed; an install builds them too.
+# Kept as they are where nothing changed; the install above has built them.
 NATIVE := $(wildcard src/starshift/*/*.cpp src/starshift/ops/*/*.cpp src/starshift/ops/*/*.h)
 .venv/.kernels: .venv/.ready $(NATIVE)
 	$(BIN)/python setup.py --quiet build_ext --inplace
