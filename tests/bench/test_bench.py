@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from starshift.bench import append_row, provenance, read_rows
 from starshift.bench.clock import Paired, paired
 from starshift.bench.photographs import make_photographs
+from starshift.bench.predict import bench_predict
 from starshift.bench.rows import git_commit
 from starshift.cli.main import app
 from starshift.errors import StarshiftError
@@ -120,6 +122,29 @@ def test_bench_loader_mistakes(tmp_path: Path) -> None:
     for args, message in ((["--make", "huge"], "WIDTHxHEIGHT"), ([str(tmp_path / "no")], "no such folder")):
         result = CliRunner().invoke(app, ["bench", "loader", *args])
         assert result.exit_code == 2 and message in result.output
+
+
+def test_bench_predict_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "predict.csv"
+    small = ["--images", "3", "--make", "64x48", "--rounds", "1", "--model", "starnet_s050", "--out", str(out)]
+    result = CliRunner().invoke(app, ["bench", "predict", "--json", *small])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert row["count"] == 3 and row["ours_images_per_s"] > 0 and row["peer_images_per_s"] > 0
+    assert row["ratio"] == row["ratio_low"] == row["ratio_high"] > 0 and row["format"] == "onnx" and row["torch"]
+    assert len(read_rows(out)[1]) == 1
+
+
+def test_bench_predict_mistakes(tmp_path: Path) -> None:
+    for args, message in (
+        (["--model", "starnet_s9"], "Did you mean 'starnet_s"),
+        ([str(tmp_path)], "no images below"),
+    ):
+        result = CliRunner().invoke(app, ["bench", "predict", "--images", "1", "--make", "64x48", *args])
+        assert result.exit_code == 2 and message in re.sub(r"\s*│?\n│?\s*", " ", result.output), result.output
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(StarshiftError, match="a process that was to predict failed: 1 of 1 could not be read"):
+        bench_predict(tmp_path, model="starnet_s050", rounds=1)
 
 
 def test_an_installed_package_names_no_commit_of_the_repository_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,36 @@ def loader(
 
 
 @app.command()
+def predict(
+    data: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Images; without it, photographs are made.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="A network that timm has too.")] = "starnet_s1",
+    formats: Annotated[str, typer.Option("--formats", metavar="FORMAT,...", help="Of the exported files.")] = "onnx",
+    make: Annotated[str, typer.Option("--make", metavar="WxH", help="Size of the photographs made.")] = "500x375",
+    images: Annotated[int, typer.Option("--images", min=1, help="Photographs made.")] = 1000,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Pairs of timings; medians are shown.")] = 3,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Images per second of 'starshift predict' with an exported file, beside timm's script; whole processes."""
+    import tempfile
+
+    from starshift.bench.photographs import make_photographs
+    from starshift.bench.predict import bench_predict
+
+    with tempfile.TemporaryDirectory(prefix="starshift-bench-") as made:
+        label = ""
+        if data is None:
+            data, label = Path(made), f"made photographs {make}"
+            _say(f"making {images} photographs of {make} pixels")
+            make_photographs(data, images, *_width_height(make))
+        rows = bench_predict(data, model=model, formats=_names(formats), rounds=rounds, label=label, say=_say)
+    titles = {"model": "model", "format": "format", "count": "images", "ours_images_per_s": "starshift /s"}
+    report(rows, titles | {"peer_images_per_s": "timm /s", **RATIO}, out, as_json)
+
+
+@app.command()
 def operators(
     only: Annotated[
         str,
