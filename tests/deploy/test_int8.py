@@ -84,6 +84,39 @@ def test_layers_named_stay_in_float(digits: Path, quantised, tmp_path: Path) -> 
     assert kept_values <= sizes[0] - sizes[1] < 1.5 * kept_values + 200
 
 
+def test_wide_depthwise_convolutions_and_their_sums_compute_in_float_on_int8_weights(quantised) -> None:  # type: ignore[no-untyped-def]
+    import onnx
+
+    graph = onnx.load(quantised("onnx").path).graph
+    givers = {name: node.op_type for node in graph.node for name in node.output}
+    assert not [
+        t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 4 and t.dims[3] == 7
+    ]
+    convs = [n for n in graph.node if n.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in n.attribute)]
+    sums = [n for n in graph.node if n.op_type == "Add"]
+    assert len(convs) == 4 and {givers[node.input[1]] for node in convs} == {"Mul"}, "int8 weights times a scale"
+    assert len(sums) == 2 and all("Conv" in {givers[i] for i in node.input} for node in sums), "nothing in between"
+
+
+def test_openvinos_trunk_and_products_are_in_float(quantised) -> None:  # type: ignore[no-untyped-def]
+    import openvino
+
+    network = openvino.Core().read_model(quantised("openvino").path / "model.xml")
+    convs = [op for op in network.get_ordered_ops() if op.get_type_name() == "GroupConvolution"]
+    assert len(convs) == 4
+    for conv in convs:
+        weights, scale = (value.get_node() for value in conv.input_value(1).get_node().input_values())
+        assert weights.input_value(0).get_element_type() == openvino.Type.i8 and scale.get_type_name() == "Constant"
+    quantised_inputs = [
+        op.get_type_name()
+        for op in network.get_ordered_ops()
+        if op.get_type_name() in ("Multiply", "GroupConvolution")
+        for value in op.input_values()
+        if value.get_node().get_type_name() == "FakeQuantize"
+    ]
+    assert quantised_inputs == []
+
+
 def test_a_layer_that_breaks_is_found_first() -> None:
     """One channel a thousand times the others leaves the rest of a tensor no steps: its layer must come first."""
     torch.manual_seed(0)

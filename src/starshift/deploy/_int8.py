@@ -25,6 +25,9 @@ from starshift.errors import StarshiftError
 CALIBRATION = 256  # images; more moved no range that mattered
 HELD_OUT = 5000  # images at most that the accuracy is measured on
 BATCH = 32
+WIDE_KERNEL = 7
+"""Depthwise convolutions this large, and the sums around them, compute in float where that was measured to be faster:
+with one channel a group there are no sums of products for the int8 instructions to take."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,16 @@ def weights_of(model: nn.Module, layers: Iterable[str]) -> list[Any]:
     """The weights of layers as numpy arrays, to find them by in another format's graph."""
     state = model.state_dict()
     return [state[f"{layer}.weight"].detach().numpy() for layer in layers]
+
+
+def int8_weights(weights: Any) -> tuple[Any, Any]:
+    """Weights (C, ...) as int8 and the float32 scale of each output channel that gives them back, numpy both."""
+    import numpy as np
+
+    shape = (-1, *[1] * (weights.ndim - 1))
+    largest = np.abs(weights.reshape(len(weights), -1)).max(1).reshape(shape)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(weights / scale).astype(np.int8), scale
 
 
 def _count(model: nn.Module) -> int:

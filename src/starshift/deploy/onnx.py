@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
+from starshift.deploy._int8 import WIDE_KERNEL, int8_weights
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._quiet import quiet
 from starshift.deploy._target import Target
@@ -34,10 +35,10 @@ class Onnx(Target):
         _save(_network(model, example), metadata, path)
 
     def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
-        """QDQ: unsigned activations (four times as fast as signed ones on x86), weights by channel, every operator.
+        """QDQ: unsigned activations (four times as fast as signed ones on x86), weights by channel.
 
-        The runtime then multiplies the star in int8 too, and ReLU6 is no operator of its own: what comes before it is
-        quantised from 0 to 6.
+        The runtime multiplies the star in int8 too, and ReLU6 is no operator of its own: what comes before it is
+        quantised from 0 to 6. Wide depthwise convolutions and the sums around them compute in float, on int8 weights.
         """
         import onnx
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -45,6 +46,9 @@ class Onnx(Target):
         network = _network(model, images[0][:2])
         kept = {f"{layer}.weight" for layer in metadata.kept_float}
         excluded = [node.name for node in network.graph.node if kept.intersection(node.input)]
+        wide = _wide_depthwise(network.graph)
+        excluded += [node.name for node in (*wide, *_sums_around(network.graph, wide))]
+        rounded = {node.input[1] for node in wide} - kept
         with quiet("root"), tempfile.TemporaryDirectory() as folder:
             quantize_static(
                 network,
@@ -57,6 +61,7 @@ class Onnx(Target):
                 nodes_to_exclude=excluded,
             )
             network = onnx.load(f"{folder}/int8.onnx")
+        _round_weights(network.graph, rounded)
         _shorten_names(network.graph)
         _save(network, metadata, path)
 
@@ -82,6 +87,44 @@ def _network(model: nn.Module, example: Tensor) -> Any:
     network = program.model_proto  # made anew at every access
     _strip(network)
     return network
+
+
+def _wide_depthwise(graph: Any) -> list[Any]:
+    """Depthwise convolutions with a kernel that is computed in float."""
+    shapes = {value.name: tuple(value.dims) for value in graph.initializer}
+    convs = [node for node in graph.node if node.op_type == "Conv" and len(shapes.get(node.input[1], ())) == 4]
+    groups = {node.name: next((a.i for a in node.attribute if a.name == "group"), 1) for node in convs}
+    return [
+        node
+        for node in convs
+        if groups[node.name] == shapes[node.input[1]][0] > 1 and max(shapes[node.input[1]][2:]) >= WIDE_KERNEL
+    ]
+
+
+def _sums_around(graph: Any, convs: list[Any]) -> list[Any]:
+    """Sums of what these convolutions give, or that one of them reads."""
+    given, read = {node.output[0] for node in convs}, {node.input[0] for node in convs}
+    return [
+        node
+        for node in graph.node
+        if node.op_type == "Add" and (given.intersection(node.input) or node.output[0] in read)
+    ]
+
+
+def _round_weights(graph: Any, names: set[str]) -> None:
+    """Keep weights as int8 times a scale, which the runtime multiplies once, as it loads the file."""
+    import onnx
+    from onnx import numpy_helper
+
+    for value in [value for value in graph.initializer if value.name in names]:
+        weights, scale = int8_weights(numpy_helper.to_array(value))
+        name = value.name
+        graph.initializer.remove(value)
+        graph.initializer.append(numpy_helper.from_array(weights, f"{name}_int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        cast = onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_cast"], to=onnx.TensorProto.FLOAT)
+        graph.node.insert(0, onnx.helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [name]))
+        graph.node.insert(0, cast)
 
 
 def _save(network: Any, metadata: Metadata, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
-from starshift.deploy._int8 import weights_of
+from starshift.deploy._int8 import WIDE_KERNEL, int8_weights, weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
 from starshift.deploy._quiet import quiet, silent, unreported
@@ -40,20 +40,27 @@ class OpenVino(Target):
             save(openvino.convert_model(export_program(model, example)), example, metadata, path)
 
     def export_int8(self, model: nn.Module, images: list[Tensor], metadata: Metadata, path: Path) -> None:
-        """NNCF: weights by channel, activations symmetric where they are not negative, biases corrected."""
+        """NNCF: weights by channel, activations symmetric where they are not negative, biases corrected.
+
+        The star's product, wide depthwise convolutions and the sums around them compute in float, on int8 weights.
+        """
         with silent("nncf"), unreported():
             import nncf
             import openvino
 
             network = openvino.convert_model(export_program(model, images[0][:2]))
             network.reshape([-1, *images[0].shape[1:]])
+            kept = _operations(network, weights_of(model, metadata.kept_float))
+            wide = _wide_depthwise(network)
+            elementwise = _elementwise(network, wide)
             quantised = nncf.quantize(
                 network,
                 nncf.Dataset(images, lambda batch: batch.numpy()),
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(images),
-                ignored_scope=nncf.IgnoredScope(names=_operations(network, weights_of(model, metadata.kept_float))),
+                ignored_scope=nncf.IgnoredScope(names=list({*kept, *wide, *elementwise})),
             )
+            _round_weights(quantised, set(wide) - set(kept))
             save(quantised, images[0], metadata, path)
 
     def load(self, path: Path, *, device: str = "cpu") -> OpenVinoPredictor:
@@ -72,6 +79,57 @@ def _operations(network: Any, weights: list[Any]) -> list[str]:
             if any(found.size == w.size and (found == w.ravel()).all() for w in weights):
                 names.append(operation.get_friendly_name())
     return names
+
+
+def _wide_depthwise(network: Any) -> list[str]:
+    """Names of depthwise convolutions with a kernel that is computed in float; their weights are (C, 1, 1, k, k)."""
+    return [
+        operation.get_friendly_name()
+        for operation in network.get_ordered_ops()
+        if operation.get_type_name() == "GroupConvolution"
+        and tuple(operation.input_value(1).shape)[1:3] == (1, 1)
+        and max(tuple(operation.input_value(1).shape)[3:]) >= WIDE_KERNEL
+    ]
+
+
+def _elementwise(network: Any, convs: list[str]) -> list[str]:
+    """Names of products of two activations, and of sums that take from or give to one of these convolutions."""
+    names = []
+    for operation in network.get_ordered_ops():
+        kind, takes = operation.get_type_name(), [_giver(value) for value in operation.input_values()]
+        if kind not in ("Add", "Multiply") or any(giver.get_type_name() == "Constant" for giver in takes):
+            continue
+        readers = [reader.get_node() for output in operation.outputs() for reader in output.get_target_inputs()]
+        if kind == "Multiply" or {node.get_friendly_name() for node in (*takes, *readers)}.intersection(convs):
+            names.append(operation.get_friendly_name())
+    return names
+
+
+def _giver(value: Any) -> Any:
+    """The operation that a value comes from; a bias added on the way, or a conversion, is part of it."""
+    node = value.get_node()
+    while node.get_type_name() in ("Add", "Convert"):
+        inputs = [source.get_node() for source in node.input_values()]
+        constant = [source.get_type_name() in ("Constant", "Convert") for source in inputs]
+        if node.get_type_name() == "Convert":
+            node = inputs[0]
+        elif any(constant):
+            node = inputs[constant.index(False)]
+        else:
+            break
+    return node
+
+
+def _round_weights(network: Any, names: set[str]) -> None:
+    """Keep the weights of these operations as int8 times a scale, which the runtime multiplies as it loads the file."""
+    import numpy as np
+    from openvino import opset13 as ops
+
+    for operation in network.get_ordered_ops():
+        if operation.get_friendly_name() in names:
+            weights, scale = int8_weights(operation.input_value(1).get_node().data)
+            whole = ops.convert(ops.constant(weights), np.float32)
+            operation.input(1).replace_source_output(ops.multiply(whole, ops.constant(scale)).output(0))
 
 
 def save(network: Any, example: Tensor, metadata: Metadata, path: Path) -> None:
