@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a shift and a star's branches are best written for each target: the same layers, written in every way, timed."""
+"""How a shift, a star's branches and wide depthwise convolutions in int8 are best written for each target: the same
+layers, written in every way, timed."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,38 @@ from starshift.deploy._lower import SHIFTS, Lowering, lower_
 from starshift.layers import CSC, StarBlock, fold_batchnorm
 from starshift.preprocessing import Preprocessing
 
+INT8 = "star, int8"
 CHANNELS, SIDE, EXPANSION, MODULES = 64, 56, 4, 4
-BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Lowering]]] = {
-    "csc": (lambda: CSC(CHANNELS, CHANNELS, expansion=EXPANSION), {shift: Lowering(shift) for shift in SHIFTS}),
-    "star": (
-        lambda: StarBlock(CHANNELS, EXPANSION),
-        {"separate": Lowering(), "merged": Lowering(merge_branches=True)},
+
+
+@dataclass(frozen=True)
+class Way:
+    """How layers are written.
+
+    Attributes:
+        lowering: of the shift and the branches.
+        int8: the file is in int8.
+        wide_kernel: what an int8 file leaves in float, see ``Target.wide_kernel``.
+    """
+
+    lowering: Lowering
+    int8: bool = False
+    wide_kernel: int | None = None
+
+
+def _star() -> nn.Module:
+    return StarBlock(CHANNELS, EXPANSION)
+
+
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Way]]] = {
+    "csc": (lambda: CSC(CHANNELS, CHANNELS, expansion=EXPANSION), {shift: Way(Lowering(shift)) for shift in SHIFTS}),
+    "star": (_star, {"separate": Way(Lowering()), "merged": Way(Lowering(merge_branches=True))}),
+    INT8: (
+        _star,
+        {
+            "depthwise in int8": Way(Lowering(), int8=True),
+            "depthwise in float": Way(Lowering(), int8=True, wide_kernel=7),
+        },
     ),
 }
 
@@ -57,6 +86,8 @@ def bench_lowerings(
         for name in formats or here:
             require(get_target(name))
             for kind in BLOCKS:
+                if kind == INT8 and get_target(name).wide_kernel is None:
+                    continue
                 try:
                     times = _times(name, kind, rounds)
                 except RuntimeError as error:  # of a runtime: the other formats' figures stay
@@ -91,7 +122,7 @@ def _times(format: str, kind: str, rounds: int) -> dict[str, list[float]]:
     make, ways = BLOCKS[kind]
     image = torch.randn(1, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory(prefix="starshift-lowerings-") as folder:
-        opened = {way: _opened(format, make, lowering, Path(folder) / way) for way, lowering in ways.items()}
+        opened = {name: _opened(format, make, way, Path(folder) / name) for name, way in ways.items()}
         times: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(-1, rounds):
             for way in list(ways)[:: 1 if number % 2 else -1]:
@@ -102,16 +133,21 @@ def _times(format: str, kind: str, rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def _opened(format: str, make: Callable[[], nn.Module], lowering: Lowering, stem: Path) -> FilePredictor:
+def _opened(format: str, make: Callable[[], nn.Module], way: Way, stem: Path) -> FilePredictor:
     torch.manual_seed(0)
-    target = get_target(format)
+    target = copy(get_target(format))
+    target.wide_kernel = way.wide_kernel
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10)]
     model = nn.Sequential(*(make() for _ in range(MODULES)), *head)
     metadata = Metadata("lowerings", tuple(map(str, range(10))), Preprocessing((SIDE, SIDE)))
     path = stem.with_name(stem.name + target.suffix)
     with torch.no_grad():
-        network = lower_(fold_batchnorm(model.eval()), format, lowering)
-        target.export(network, torch.randn(2, CHANNELS, SIDE, SIDE), metadata, path)
+        network = lower_(fold_batchnorm(model.eval()), format, way.lowering)
+        images = torch.randn(2, CHANNELS, SIDE, SIDE)
+        if way.int8:
+            target.export_int8(network, [images], replace(metadata, precision="int8"), path)
+        else:
+            target.export(network, images, metadata, path)
     predictor = target.load(path)
     assert isinstance(predictor, FilePredictor)
     return predictor

@@ -25,9 +25,6 @@ from starshift.errors import StarshiftError
 CALIBRATION = 256  # images; more moved no range that mattered
 HELD_OUT = 5000  # images at most that the accuracy is measured on
 BATCH = 32
-WIDE_KERNEL = 7
-"""Depthwise convolutions this large, and the sums around them, compute in float where that was measured to be faster:
-with one channel a group there are no sums of products for the int8 instructions to take."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,9 @@ class Target(ABC):
         precisions: what it can be exported in, the first by default; with each, the largest relative error against
             PyTorch for which a file counts as right.
         int8_packages: import names of what quantising needs beside; None where the target has no int8.
+        wide_kernel: depthwise convolutions with a kernel this large, and the sums around them, compute in float in an
+            int8 file, on int8 weights, where that was measured to be faster (``starshift bench lowerings``): with one
+            channel a group there are no sums of products for int8 instructions to take. None: they are in int8.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Target(ABC):
     torch_below: tuple[int, int] | None = None
     precisions: Mapping[str, float] = MappingProxyType({"fp32": 1e-5})
     int8_packages: tuple[str, ...] | None = None
+    wide_kernel: int | None = None
 
     def missing(self, *, to_load: bool = False, int8: bool = False) -> str | None:
         """Why this target cannot export (or, ``to_load``, answer) here and what to do about it; None if it can."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
-from starshift.deploy._int8 import WIDE_KERNEL, int8_weights
+from starshift.deploy._int8 import int8_weights
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._quiet import quiet
 from starshift.deploy._target import Target
@@ -30,6 +31,7 @@ class Onnx(Target):
     packages = ("onnx", "onnxscript", "onnxruntime")
     runtime = ("onnxruntime",)
     int8_packages = ()
+    wide_kernel = 7
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         _save(_network(model, example), metadata, path)
@@ -46,7 +48,7 @@ class Onnx(Target):
         network = _network(model, images[0][:2])
         kept = {f"{layer}.weight" for layer in metadata.kept_float}
         excluded = [node.name for node in network.graph.node if kept.intersection(node.input)]
-        wide = _wide_depthwise(network.graph)
+        wide = _wide_depthwise(network.graph, self.wide_kernel or math.inf)
         excluded += [node.name for node in (*wide, *_sums_around(network.graph, wide))]
         rounded = {node.input[1] for node in wide} - kept
         with quiet("root"), tempfile.TemporaryDirectory() as folder:
@@ -89,15 +91,15 @@ def _network(model: nn.Module, example: Tensor) -> Any:
     return network
 
 
-def _wide_depthwise(graph: Any) -> list[Any]:
-    """Depthwise convolutions with a kernel that is computed in float."""
+def _wide_depthwise(graph: Any, kernel: float) -> list[Any]:
+    """Depthwise convolutions with a kernel this large."""
     shapes = {value.name: tuple(value.dims) for value in graph.initializer}
     convs = [node for node in graph.node if node.op_type == "Conv" and len(shapes.get(node.input[1], ())) == 4]
     groups = {node.name: next((a.i for a in node.attribute if a.name == "group"), 1) for node in convs}
     return [
         node
         for node in convs
-        if groups[node.name] == shapes[node.input[1]][0] > 1 and max(shapes[node.input[1]][2:]) >= WIDE_KERNEL
+        if groups[node.name] == shapes[node.input[1]][0] > 1 and max(shapes[node.input[1]][2:]) >= kernel
     ]
 
 

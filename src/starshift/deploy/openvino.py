@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
-from starshift.deploy._int8 import WIDE_KERNEL, int8_weights, weights_of
+from starshift.deploy._int8 import int8_weights, weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
 from starshift.deploy._quiet import quiet, silent, unreported
@@ -32,6 +33,7 @@ class OpenVino(Target):
     packages = runtime = ("openvino",)
     precisions = MappingProxyType({"fp32": 1e-5, "fp16": 5e-3, "bf16": 1e-1})
     int8_packages = ("nncf",)
+    wide_kernel = 7
 
     def export(self, model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
         with quiet(), unreported():
@@ -51,7 +53,7 @@ class OpenVino(Target):
             network = openvino.convert_model(export_program(model, images[0][:2]))
             network.reshape([-1, *images[0].shape[1:]])
             kept = _operations(network, weights_of(model, metadata.kept_float))
-            wide = _wide_depthwise(network)
+            wide = _wide_depthwise(network, self.wide_kernel or math.inf)
             elementwise = _elementwise(network, wide)
             quantised = nncf.quantize(
                 network,
@@ -81,14 +83,14 @@ def _operations(network: Any, weights: list[Any]) -> list[str]:
     return names
 
 
-def _wide_depthwise(network: Any) -> list[str]:
-    """Names of depthwise convolutions with a kernel that is computed in float; their weights are (C, 1, 1, k, k)."""
+def _wide_depthwise(network: Any, kernel: float) -> list[str]:
+    """Names of depthwise convolutions with a kernel this large; their weights are (C, 1, 1, k, k)."""
     return [
         operation.get_friendly_name()
         for operation in network.get_ordered_ops()
         if operation.get_type_name() == "GroupConvolution"
         and tuple(operation.input_value(1).shape)[1:3] == (1, 1)
-        and max(tuple(operation.input_value(1).shape)[3:]) >= WIDE_KERNEL
+        and max(tuple(operation.input_value(1).shape)[3:]) >= kernel
     ]
 
 
