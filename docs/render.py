@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renders the tables of README and docs from results/*.csv and the models themselves: ``make docs``.
 
-A page marks a table's place by ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a function of this file.
+A page marks a table's place by ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a function of this file
+or of ``_deploy.py``.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # experiments/ is no part of the package
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the files beside, and experiments/
+
+from _deploy import deploy, int8, lowerings, own_onnx, predict  # noqa: E402
+from _rows import NOT_MEASURED, ROOT, Row, latest, machine, read, table  # noqa: E402
+
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
-NOT_MEASURED = "Not measured.\n"
-Row = dict[str, str]
 README_MODELS = (
     *(f"starnet_{size}" for size in ("s050", "s100", "s150", "s1", "s2", "s3", "s4")),
     *("shiftnet_a", "shiftnet_b", "shiftnet_c"),
@@ -78,47 +78,6 @@ def cifar10() -> str:
     ]
     header = ("model", "evaluated", "top-1 %", "top-5 %", "test images", "epochs", "training, min", "machine", "commit")
     return table(header, rows)
-
-
-def int8() -> str:
-    """int8 files beside the float32 files of the same format, on CIFAR-10's test images."""
-    rows = [
-        (
-            f"`{r['model']}`",
-            r["format"],
-            f"{float(r['top1_fp32']):.2f}",
-            f"{float(r['top1_int8']):.2f}",
-            f"{int(r['bytes_fp32']) / 1e3:,.0f}",
-            f"{int(r['bytes_int8']) / 1e3:,.0f}",
-            f"{float(r['size_ratio']):.2f}",
-            ", ".join(f"`{layer}`" for layer in json.loads(r["kept_float"])) or "none",
-            f"of {r['layers']}",
-            r["commit"],
-        )
-        for r in latest(read("int8.csv"), "model", "format")
-    ]
-    header = (
-        "model",
-        "format",
-        "fp32 top-1 %",
-        "int8 top-1 %",
-        "fp32 kB",
-        "int8 kB",
-        "ratio",
-        "layers in float",
-        "layers",
-    )
-    return table((*header, "commit"), rows) if rows else NOT_MEASURED
-
-
-def lowerings() -> str:
-    """Ways to write a shift and a star's branches, by export format."""
-    rows = [
-        (r["format"], r["layers"], r["written"], f"{float(r['ms']):.2f}", f"{float(r['ratio']):.2f}", machine(r))
-        for r in latest(read("lowerings.csv"), "format", "layers", "written", "threads", "cpu")
-    ]
-    header = ("format", "layers", "written", "ms", "times as fast as the first way", "machine")
-    return table(header, rows) if rows else NOT_MEASURED
 
 
 def loader() -> str:
@@ -236,76 +195,6 @@ def experiments() -> str:
     return sections()
 
 
-DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Server or PC, any processor", "onnx", ("onnx",)),
-    ("the same, smallest file", "onnx --quantize int8", ("onnx-int8",)),
-    ("Intel or AMD processor", "openvino", ("openvino",)),
-    ("the same, with int8", "openvino --quantize int8", ("openvino-int8",)),
-    ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
-    ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),
-    ("Android, embedded Linux (PyTorch's way)", "executorch", ("executorch",)),
-    ("Android, embedded Linux (TensorFlow's way)", "litert", ("litert",)),
-    ("A browser", "onnx", ("onnx-web-wasm", "onnx-web-webgpu")),
-    ("iPhone, iPad, Mac", "coreml", ("coreml",)),
-)
-"""What a reader has; the format to ask for; the forms of ``starshift bench`` that measure it."""
-
-
-def deploy() -> str:
-    """Device, format, command, and how much faster it was measured to be: a row for each machine."""
-    rows = []
-    for device, form, measured in DEVICES:
-        spoken = form.startswith("no export")
-        command = form.partition(": ")[2] if spoken else f"`starshift export RUN --format {form}`"
-        by_machine: dict[str, list[Row]] = {}
-        for row in (row for name in measured for row in measured_as(name)):
-            by_machine.setdefault(row.get("user_agent") or machine(row), []).append(row)
-        found = [measured_on(where, own) for where, own in by_machine.items()]
-        if not found:
-            never = "not measurable here: it runs on Apple hardware alone" if form == "coreml" else "not measured"
-            found = [(never, "-", "-", "-")]
-        rows += [(device, "-" if spoken else f"`{form.split()[0]}`", command, *cells) for cells in found]
-    header = ("your device", "format", "command", "times as fast as eager", "as float32 ONNX", "top-1 lost, points")
-    return table((*header, "measured on"), rows)
-
-
-def measured_as(name: str) -> list[Row]:
-    """The last rows of a form at batch 1, one of each network of ours, number of threads and machine."""
-    rows = [row for row in read("deploy.csv") if row["latency_ms"] and row["batch"] == "1" and form_of(row) == name]
-    ours = [row for row in rows if not row["model"].startswith("timm:")]
-    return latest(ours, "model", "threads", "size", "cpu", "user_agent")
-
-
-def form_of(row: Row) -> str:
-    return row["target"] + ("" if row["precision"] == "fp32" else f"-{row['precision']}")
-
-
-def measured_on(where: str, rows: list[Row]) -> tuple[str, str, str, str]:
-    """From the lowest to the highest ratio to the eager and the ONNX row of the same turns, the accuracy lost, and on
-    what; the time itself where there is no such row, as of a browser."""
-    eager, onnx, lost = [], [], []
-    for row in rows:
-        columns = ("run", "group", "model", "batch", "threads")
-        same = [
-            r for r in read("deploy.csv") if r["latency_ms"] and r.get("run") and all(r[c] == row[c] for c in columns)
-        ]
-        for name, ratios in (("eager", eager), ("onnx", onnx)):
-            ratios += [float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == name]
-        known = [float(r["top1"]) for r in same if r["top1"]]
-        lost += [max(known) - float(row["top1"])] if row.get("top1") else []
-    times = [float(row["latency_ms"]) for row in rows]
-    first = spread(eager) if eager else f"{spread(times)} ms"
-    networks = ", ".join(f"`{name}`" for name in dict.fromkeys(row["model"] for row in rows))
-    threads = "/".join(dict.fromkeys(row["threads"] for row in rows))
-    plural = "" if threads == "1" else "s"
-    return first, spread(onnx), spread(lost), f"{networks}, {threads} thread{plural}, {where}"
-
-
-def spread(values: list[float]) -> str:
-    ends = dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values))) if values else ["-"]
-    return " to ".join(ends)
-
-
 def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
     """Of each kind of measurement the last run: our row, and those of the peers that were timed."""
     columns = ("model", "arguments", "batch", "size", "threads", "device", "cpu", *also)
@@ -315,30 +204,8 @@ def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
         yield ours, [row for row in rows if row is not ours and all(row[c] == ours[c] for c in same)]
 
 
-def latest(rows: list[Row], *columns: str) -> list[Row]:
-    """Of rows that agree in these columns, the last; in the order of the first."""
-    return list({tuple(row.get(column) for column in columns): row for row in rows}.values())
-
-
 def share(value: str, of: str) -> str:
     return f"{float(value):.0f} of {float(of):.0f}" if value and of else "-"
-
-
-def machine(row: Row) -> str:
-    return f"cuda, {row.get('gpu')}" if row.get("device") == "cuda" else f"{row['cpu']}, {row['cores']} cores"
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(header)]
-    lines += [["---"] * len(lines[0]), *(list(row) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def read(name: str) -> list[Row]:
-    if not (ROOT / "results" / name).exists():
-        return []
-    with (ROOT / "results" / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -355,6 +222,8 @@ TABLES: dict[str, Callable[[], str]] = {
         experiments,
         int8,
         lowerings,
+        own_onnx,
+        predict,
     )
 }
 

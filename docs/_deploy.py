@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of exported files: what they cost and how fast they are."""
+
+from __future__ import annotations
+
+import json
+
+from _rows import NOT_MEASURED, Row, latest, machine, read, spread, table
+
+DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Server or PC, any processor", "onnx", ("onnx",)),
+    ("the same, smallest file", "onnx --quantize int8", ("onnx-int8",)),
+    ("Intel or AMD processor", "openvino", ("openvino",)),
+    ("the same, with int8", "openvino --quantize int8", ("openvino-int8",)),
+    ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
+    ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),
+    ("Android, embedded Linux (PyTorch's way)", "executorch", ("executorch",)),
+    ("Android, embedded Linux (TensorFlow's way)", "litert", ("litert",)),
+    ("A browser", "onnx", ("onnx-web-wasm", "onnx-web-webgpu")),
+    ("iPhone, iPad, Mac", "coreml", ("coreml",)),
+)
+"""What a reader has; the format to ask for; the forms of ``starshift bench`` that measure it."""
+
+
+def deploy() -> str:
+    """Device, format, command, and how much faster it was measured to be: a row for each machine."""
+    rows = []
+    for device, form, measured in DEVICES:
+        spoken = form.startswith("no export")
+        command = form.partition(": ")[2] if spoken else f"`starshift export RUN --format {form}`"
+        by_machine: dict[str, list[Row]] = {}
+        for row in (row for name in measured for row in measured_as(name)):
+            by_machine.setdefault(row.get("user_agent") or machine(row), []).append(row)
+        found = [measured_on(where, own) for where, own in by_machine.items()]
+        if not found:
+            never = "not measurable here: it runs on Apple hardware alone" if form == "coreml" else "not measured"
+            found = [(never, "-", "-", "-")]
+        rows += [(device, "-" if spoken else f"`{form.split()[0]}`", command, *cells) for cells in found]
+    header = ("your device", "format", "command", "times as fast as eager", "as float32 ONNX", "top-1 lost, points")
+    return table((*header, "measured on"), rows)
+
+
+def measured_as(name: str) -> list[Row]:
+    """The last rows of a form at batch 1, one of each network of ours, number of threads and machine."""
+    rows = [row for row in read("deploy.csv") if row["latency_ms"] and row["batch"] == "1" and form_of(row) == name]
+    ours = [row for row in rows if not row["model"].startswith("timm:")]
+    return latest(ours, "model", "threads", "size", "cpu", "user_agent")
+
+
+def form_of(row: Row) -> str:
+    return row["target"] + ("" if row["precision"] == "fp32" else f"-{row['precision']}")
+
+
+def measured_on(where: str, rows: list[Row]) -> tuple[str, str, str, str]:
+    """From the lowest to the highest ratio to the eager and the ONNX row of the same turns, the accuracy lost, and on
+    what; the time itself where there is no such row, as of a browser."""
+    eager, onnx, lost = [], [], []
+    for row in rows:
+        columns = ("run", "group", "model", "batch", "threads")
+        same = [
+            r for r in read("deploy.csv") if r["latency_ms"] and r.get("run") and all(r[c] == row[c] for c in columns)
+        ]
+        for name, ratios in (("eager", eager), ("onnx", onnx)):
+            ratios += [float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == name]
+        known = [float(r["top1"]) for r in same if r["top1"]]
+        lost += [max(known) - float(row["top1"])] if row.get("top1") else []
+    times = [float(row["latency_ms"]) for row in rows]
+    first = spread(eager) if eager else f"{spread(times)} ms"
+    networks = ", ".join(f"`{name}`" for name in dict.fromkeys(row["model"] for row in rows))
+    threads = "/".join(dict.fromkeys(row["threads"] for row in rows))
+    plural = "" if threads == "1" else "s"
+    return first, spread(onnx), spread(lost), f"{networks}, {threads} thread{plural}, {where}"
+
+
+def int8() -> str:
+    """int8 files beside the float32 files of the same format, on CIFAR-10's test images."""
+    rows = [
+        (
+            f"`{r['model']}`",
+            r["format"],
+            f"{float(r['top1_fp32']):.2f}",
+            f"{float(r['top1_int8']):.2f}",
+            f"{int(r['bytes_fp32']) / 1e3:,.0f}",
+            f"{int(r['bytes_int8']) / 1e3:,.0f}",
+            f"{float(r['size_ratio']):.2f}",
+            ", ".join(f"`{layer}`" for layer in json.loads(r["kept_float"])) or "none",
+            f"of {r['layers']}",
+            r["commit"],
+        )
+        for r in latest(read("int8.csv"), "model", "format")
+    ]
+    header = (
+        "model",
+        "format",
+        "fp32 top-1 %",
+        "int8 top-1 %",
+        "fp32 kB",
+        "int8 kB",
+        "ratio",
+        "layers in float",
+        "layers",
+    )
+    return table((*header, "commit"), rows) if rows else NOT_MEASURED
+
+
+def lowerings() -> str:
+    """Ways to write a shift and a star's branches, by export format."""
+    rows = [
+        (r["format"], r["layers"], r["written"], f"{float(r['ms']):.2f}", f"{float(r['ratio']):.2f}", machine(r))
+        for r in latest(read("lowerings.csv"), "format", "layers", "written", "threads", "cpu")
+    ]
+    header = ("format", "layers", "written", "ms", "times as fast as the first way", "machine")
+    return table(header, rows) if rows else NOT_MEASURED
+
+
+def own_onnx() -> str:
+    """StarNet through our export beside timm's network through timm's own, both in ONNX Runtime, in turns."""
+    rows = []
+    for ours in latest(
+        [row for row in read("deploy.csv") if form_of(row) == "onnx"], "model", "batch", "threads", "cpu"
+    ):
+        same = [
+            r
+            for r in read("deploy.csv")
+            if r["model"] == f"timm:{ours['model']}" and r["target"] == "onnx-by-timm" and r["latency_ms"]
+            if all(r[c] == ours[c] for c in ("run", "group", "batch", "threads", "size"))
+        ]
+        for peer in same if ours["latency_ms"] else ():
+            times = [float(row["latency_ms"]) for row in (ours, peer)]
+            cells = (ours["threads"], *(f"{time:.2f}" for time in times), f"{times[1] / times[0]:.2f}")
+            rows.append((f"`{ours['model']}`", *cells, machine(ours), ours["commit"]))
+    header = ("network", "threads", "ours, ms", "timm's, ms", "times as fast", "machine", "commit")
+    return table(header, rows) if rows else NOT_MEASURED
+
+
+def predict() -> str:
+    """``starshift predict`` with an exported file beside timm's script, whole processes in turns."""
+    rows = [
+        (
+            f"`{r['model']}`",
+            r["format"],
+            f"{int(r['count']):,} {r['images']}",
+            f"{float(r['peer_images_per_s']):.0f}",
+            f"{float(r['ours_images_per_s']):.0f}",
+            f"{float(r['ratio']):.2f}",
+            f"{float(r['ratio_low']):.2f} to {float(r['ratio_high']):.2f}",
+            machine(r),
+            r["commit"],
+        )
+        for r in latest(read("predict.csv"), "model", "format", "images", "cpu")
+    ]
+    header = ("network", "format", "images", "timm's, images/s", "ours, images/s", "ratio", "lowest to highest")
+    return table((*header, "machine", "commit"), rows) if rows else NOT_MEASURED
