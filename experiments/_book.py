@@ -132,6 +132,8 @@ def _section(name: str) -> str:
             "" if len(rows) == len(cells) else f" {len(cells) - len(rows)} of {len(cells)} cells are not measured yet."
         )
         parts.append(f"{experiment.table(rows)}\n{_where(rows, budget)}{left}\n")
+        if hasattr(experiment, "READING"):
+            parts.append(f"\n{experiment.READING}.\n")
         if (FIGURES / f"{name}.png").is_file():
             parts.append(f"\n![{experiment.TITLE}](images/experiments/{name}.png)\n")
     else:

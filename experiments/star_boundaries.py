@@ -25,6 +25,12 @@ SETTING = (
     " highest. `agrees` is the share of the plane around the moons on which both, fitted to equal points, decide alike."
     " The figure shows seed 0"
 )
+READING = (
+    "The paper shows one picture and says that the star's boundary resembles the polynomial kernel's. Over ten "
+    "seeds neither classifier's boundary stays near one kernel: a hundred noisy points leave more room to the seed "
+    "than to the kernel. The star fits its training points best and fresh points worst, as its larger space would "
+    "have it"
+)
 COST = {"smoke": "10 s", "small": "1 min", "paper": "1 min"}
 NEEDS_DATA = False
 NAMES = {
