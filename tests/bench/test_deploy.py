@@ -245,6 +245,20 @@ def test_figures_are_drawn_of_the_last_rows_and_hold_no_markup_of_theirs(tmp_pat
     assert not re.search(r"""(src|href)\s*=\s*["']|https?://(?!www\.w3\.org)""", html([])), "nothing is fetched"
 
 
+def test_measured_and_published_accuracies_share_no_axis(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    append_row(path, row("onnx", 10.0, model="mine", top1=93.0, published_top1=""))
+    append_row(path, row("onnx", 9.0, model="known", published_top1=73.5))
+
+    def accuracies() -> dict[str, Any]:
+        data = re.search(r"const rows = (\[.*\]);", draw(path)[1].read_text())
+        return {point["model"]: point["accuracy"] for point in json.loads(data.group(1))}  # type: ignore[union-attr]
+
+    assert accuracies() == {"mine": None, "known": 73.5}
+    append_row(path, row("eager", 30.0, model="mine", top1=93.0, published_top1=""))
+    assert accuracies() == {"mine": 93.0, "known": None}
+
+
 def draw_if(path: Path) -> list[Path]:
     append_row(path, row("onnx", "", note="failed"))
     return draw(path)

@@ -30,7 +30,7 @@ def draw(path: Path) -> list[Path]:
     Raises:
         StarshiftError: the file is no table.
     """
-    rows = latest(read_rows(path)[1])
+    rows = _one_accuracy(latest(read_rows(path)[1]))
     if not rows:
         return []
     picture, page = path.with_suffix(".png"), path.with_suffix(".html")
@@ -50,6 +50,16 @@ def latest(rows: Sequence[Row]) -> list[Row]:
             )
             found[key] = row
     return list(found.values())
+
+
+def _one_accuracy(rows: Sequence[Row]) -> list[Row]:
+    """Accuracy measured on the user's images and that published for ImageNet belong on no common axis: of the two, only
+    the kind of the last row that has one is kept, and networks without it are plotted apart."""
+    with_any = [row for row in rows if accuracy_of(row) is not None]
+    if not with_any:
+        return list(rows)
+    other = "published_top1" if with_any[-1].get("top1") else "top1"
+    return [{**row, other: ""} for row in rows]
 
 
 def machine(row: Row) -> str:
@@ -111,11 +121,12 @@ def _png(rows: Sequence[Row]) -> bytes:
 
 def _panel(top: Any, bottom: Any, rows: Sequence[Row], forms: list[str]) -> None:
     """Networks of known accuracy above, with the front that nothing betters; the others on a strip below."""
+    from matplotlib import colormaps
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     known = [row for row in rows if accuracy_of(row) is not None]
     for form in dict.fromkeys(form_name(row) for row in rows):
-        colour = f"C{forms.index(form) % 10}"
+        colour = colormaps["tab20"](forms.index(form) % 20)
         for axes, which in ((top, known), (bottom, [row for row in rows if row not in known])):
             own = [row for row in which if form_name(row) == form]
             if own:
