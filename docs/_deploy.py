@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from _rows import NOT_MEASURED, Row, latest, machine, read, spread, table
+from _rows import NOT_MEASURED, Row, latest, machine, rates, read, spread, table
 
 DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Server or PC, any processor", "onnx", ("onnx",)),
@@ -140,10 +140,7 @@ def predict() -> str:
             f"`{r['model']}`",
             r["format"],
             f"{int(r['count']):,} {r['images']}",
-            f"{float(r['peer_images_per_s']):.0f}",
-            f"{float(r['ours_images_per_s']):.0f}",
-            f"{float(r['ratio']):.2f}",
-            f"{float(r['ratio_low']):.2f} to {float(r['ratio_high']):.2f}",
+            *rates(r),
             machine(r),
             r["commit"],
         )

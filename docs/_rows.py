@@ -26,6 +26,13 @@ def machine(row: Row) -> str:
     return f"cuda, {row.get('gpu')}" if row.get("device") == "cuda" else f"{row['cpu']}, {row['cores']} cores"
 
 
+def rates(row: Row) -> tuple[str, ...]:
+    """The peer's images per second, ours, their ratio, and the ratio from the lowest round to the highest."""
+    found = (row[f"{name}_images_per_s"] for name in ("peer", "ours"))
+    between = f"{float(row['ratio_low']):.2f} to {float(row['ratio_high']):.2f}"
+    return (*(f"{float(rate):.0f}" for rate in found), f"{float(row['ratio']):.2f}", between)
+
+
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(header)]
     lines += [["---"] * len(lines[0]), *(list(row) for row in rows)]

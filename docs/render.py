@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the files beside, and experiments/
 
 from _deploy import deploy, int8, lowerings, own_onnx, predict  # noqa: E402
-from _rows import NOT_MEASURED, ROOT, Row, latest, machine, read, table  # noqa: E402
+from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, table  # noqa: E402
 
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
 README_MODELS = (
@@ -82,19 +82,7 @@ def cifar10() -> str:
 
 def loader() -> str:
     """Our loaders beside torchvision's, both on one core in the same run."""
-    rows = [
-        (
-            r["images"],
-            r["path"],
-            f"{float(r['peer_images_per_s']):.0f}",
-            f"{float(r['ours_images_per_s']):.0f}",
-            f"{float(r['ratio']):.2f}",
-            f"{float(r['ratio_low']):.2f} to {float(r['ratio_high']):.2f}",
-            r["cpu"],
-            r["commit"],
-        )
-        for r in read("loader.csv")
-    ]
+    rows = [(r["images"], r["path"], *rates(r), r["cpu"], r["commit"]) for r in read("loader.csv")]
     header = ("images", "path", "peer, images/s", "ours, images/s", "ratio", "lowest to highest", "machine", "commit")
     return table(header, rows)
 

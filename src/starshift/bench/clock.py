@@ -35,6 +35,17 @@ class Paired:
     def peer_s(self) -> float:
         return statistics.median(self.peer)
 
+    def rates(self, count: int, peer: str) -> dict[str, float | str]:
+        """Columns of a row about ``count`` images a round: each side's images per second, and the ratio's range."""
+        return {
+            "ours_images_per_s": round(count / self.ours_s, 1),
+            "peer": peer,
+            "peer_images_per_s": round(count / self.peer_s, 1),
+            "ratio": round(self.ratio, 3),
+            "ratio_low": round(min(self.ratios), 3),
+            "ratio_high": round(max(self.ratios), 3),
+        }
+
 
 def paired(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> Paired:
     """Time both, ``rounds`` times after one round that does not count; who goes first alternates."""

@@ -77,12 +77,7 @@ def bench_loader(
                     "size": size,
                     "workers": workers,
                     "rounds": rounds,
-                    "ours_images_per_s": round(count / result.ours_s, 1),
-                    "peer": PEER,
-                    "peer_images_per_s": round(count / result.peer_s, 1),
-                    "ratio": round(result.ratio, 3),
-                    "ratio_low": round(min(result.ratios), 3),
-                    "ratio_high": round(max(result.ratios), 3),
+                    **result.rates(count, PEER),
                     **provenance(),
                 }
             )

@@ -18,7 +18,6 @@ from starshift.errors import StarshiftError, nearest
 
 PEER = "timm's inference.py"
 OURS = "from starshift.cli.main import main; main()"
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def bench_predict(
@@ -46,10 +45,11 @@ def bench_predict(
     from timm.models import is_model, list_models
 
     from starshift.deploy import export
+    from starshift.infer.paths import expand
 
     if not is_model(model):
         raise StarshiftError(f"timm has no model '{model}' to compare with.{nearest(model, list_models())}")
-    count = sum(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")) if folder.is_dir() else 0
+    count = sum(found.error is None for found in expand([folder]))
     if not count:
         raise StarshiftError(f"no images below {folder}")
     rows = []
@@ -71,12 +71,7 @@ def bench_predict(
                 "images": label or str(folder),
                 "count": count,
                 "rounds": rounds,
-                "ours_images_per_s": round(count / result.ours_s, 1),
-                "peer": PEER,
-                "peer_images_per_s": round(count / result.peer_s, 1),
-                "ratio": round(result.ratio, 3),
-                "ratio_low": round(min(result.ratios), 3),
-                "ratio_high": round(max(result.ratios), 3),
+                **result.rates(count, PEER),
                 **provenance(),
             }
         )

@@ -45,6 +45,13 @@ class Subject:
     def timms(self) -> bool:
         return self.text.startswith(TIMM)
 
+    @property
+    def trained(self) -> bool:
+        """It has weights of its own, so that accuracy means something; a name alone has random ones."""
+        from starshift.deploy._source import PREFIXES
+
+        return Path(self.text).exists() or self.text.startswith(PREFIXES)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -131,8 +138,6 @@ def facts_of(subject: Subject, size: int | None) -> Facts:
     Raises:
         StarshiftError: it cannot be opened.
     """
-    from starshift.deploy._source import PREFIXES
-
     if subject.file:
         return _facts_of_file(subject)
     from starshift.layers import fold_batchnorm
@@ -140,9 +145,8 @@ def facts_of(subject: Subject, size: int | None) -> Facts:
 
     source = open_subject(subject, size)
     side = source.preprocessing.size
-    own = Path(subject.text).exists() or subject.text.startswith(PREFIXES)
     macs = count_macs(fold_batchnorm(source.model), side)
-    return Facts(source.name, count_params(source.model), macs, side[0], own)
+    return Facts(source.name, count_params(source.model), macs, side[0], subject.trained)
 
 
 def _facts_of_file(subject: Subject) -> Facts:

@@ -87,7 +87,7 @@ class Workshop:
         from starshift.deploy import export_checked, get_target
 
         chosen: dict[str, Any] = {}
-        if data is not None and not facts_of(subject, size).weights:
+        if data is not None and not subject.trained:
             source, chosen = _named_after(source, data), {"max_drop": math.inf}  # they have no accuracy to lose
         if form.precision == INT8:
             chosen["quantize"] = INT8
