@@ -36,7 +36,7 @@ def show() -> None:
 def run(
     wanted: Annotated[list[str], typer.Argument(metavar="NAME...", help="Experiments, in this order; or 'all'.")],
     data: Annotated[str | None, typer.Option("--data", help="Folder with train/ and test/ class folders.")] = None,
-    budget: Annotated[str, typer.Option("--budget", help="smoke, small or paper.")] = "small",
+    budget: Annotated[str, typer.Option("--budget", help="smoke, small, paper; gpu for some.")] = "small",
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells measured side by side.")] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each job; default: cores / jobs.")] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Where trained networks are kept.")] = Path("runs/experiments"),

@@ -70,7 +70,7 @@ def read(name: str, results: Path = RESULTS) -> list[Row]:
 def current(name: str, results: Path = RESULTS) -> tuple[str, list[Row]]:
     """The largest budget that has rows of today's settings, and for each of its cells the last such row."""
     rows, experiment = read(name, results), load(name)
-    for budget in reversed(BUDGETS[1:]):
+    for budget in (name for name in reversed(BUDGETS[1:]) if name in experiment.COST):
         cells: Sequence[Cell] = experiment.cells(budget)
         found = [next((r for r in reversed(rows) if is_row(r, cell, budget)), None) for cell in cells]
         if any(found):
@@ -147,4 +147,5 @@ def _where(rows: list[Row], budget: str) -> str:
     def of(column: str) -> str:
         return ", ".join(sorted({row[column] for row in rows if row.get(column)}))
 
-    return f"Budget {budget}; {of('cpu')}, torch {of('torch')}, commit {of('commit')}."
+    machine = f"{of('cpu')}, {of('gpu')}" if budget == "gpu" else of("cpu")
+    return f"Budget {budget}; {machine}, torch {of('torch')}, commit {of('commit')}."

@@ -14,7 +14,8 @@ from typing import Any
 
 from starshift.training import Run, train
 
-BUDGETS = ("smoke", "small", "paper")
+BUDGETS = ("smoke", "small", "gpu", "paper")
+"""From the least to the most; an experiment has those that its ``COST`` names, all but ``gpu`` always."""
 SMOKE: dict[str, Any] = {"epochs": 1, "img_size": 8, "batch_size": 64, "crop_padding": 0, "hflip": 0.0}
 Measure = Callable[["Context"], Mapping[str, Any]]
 
@@ -44,7 +45,7 @@ class Context:
 
     Attributes:
         data: what the user gave, or ``digits`` in a smoke run.
-        budget: smoke, small or paper.
+        budget: one of :data:`BUDGETS`.
         runs: folder of run folders, one for each network, named by model and settings: experiments share them.
     """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments._book import load, read
-from experiments._cells import BUDGETS, Context, as_text, missing
+from experiments._cells import Context, as_text, missing
 from starshift.bench.rows import append_row, provenance
 from starshift.errors import StarshiftError, nearest
 
@@ -34,7 +34,7 @@ def run_experiment(
     Args:
         name: of the experiment.
         data: its images; may be left out for ``smoke`` (handwritten digits) and where none are needed.
-        budget: smoke, small or paper.
+        budget: of those that the experiment has: smoke, small, paper, and gpu for some.
         runs, results: folders of trained networks and of rows.
         jobs: cells measured side by side, each in a process of its own.
         threads: of each; default: the cores divided by the jobs.
@@ -44,8 +44,11 @@ def run_experiment(
         StarshiftError: no such experiment or budget, or data are missing.
     """
     experiment = load(name)
-    if budget not in BUDGETS:
-        raise StarshiftError(f"--budget is one of {', '.join(BUDGETS)}; not '{budget}'.{nearest(budget, BUDGETS)}")
+    there = list(experiment.COST)
+    if budget not in there:
+        raise StarshiftError(
+            f"--budget of {name} is one of {', '.join(there)}; not '{budget}'.{nearest(budget, there)}"
+        )
     if data is None and budget != "smoke" and experiment.NEEDS_DATA:
         raise StarshiftError(f"{name} needs images: --data FOLDER, with train/ and test/ class folders (CIFAR-10)")
     cells = experiment.cells(budget)

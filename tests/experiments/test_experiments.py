@@ -26,7 +26,7 @@ every = pytest.mark.parametrize("name", names())
 @every
 def test_an_experiment_says_what_it_is(name: str) -> None:
     experiment = load(name)
-    assert set(experiment.COST) == set(BUDGETS)
+    assert set(BUDGETS) - {"gpu"} <= set(experiment.COST) <= set(BUDGETS)
     assert f"python -m experiments run {name}" in experiment.__doc__
     for text in (experiment.TITLE, experiment.SOURCE, experiment.SETTING):
         assert text and not text.endswith(".")
@@ -35,6 +35,8 @@ def test_an_experiment_says_what_it_is(name: str) -> None:
 @every
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_cells_have_distinct_keys_and_settings_that_training_takes(name: str, budget: str) -> None:
+    if budget not in load(name).COST:
+        pytest.skip("has no such budget")
     cells = load(name).cells(budget)
     keys = [as_text(cell.key) for cell in cells]
     assert cells and len(set(keys)) == len(keys)

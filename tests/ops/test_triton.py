@@ -6,10 +6,12 @@ With a GPU at hand: ``pytest tests/ops -k cuda``.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,9 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from starshift.layers import fused_star
+from starshift.models import create_model
 from starshift.ops import OPERATORS, _triton, use_kernel
 from starshift.ops._case import Case
 from starshift.ops._triton import config
+from tests.layers.test_fused_star import CASES as BLOCKS
+from tests.layers.test_fused_star import block, step
 from tests.ops.test_every_operator import ALL, DTYPES, LAYOUTS, call, make, oracle
 from tests.tolerance import assert_close
 
@@ -34,7 +40,7 @@ every_case = pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{n}-{c.name
 CHOICES = [config(4, 1, BLOCK=16), config(4, 2, BLOCK=32), config(8, 2, BLOCK=64)]
 
 
-@pytest.mark.parametrize("operators", ["star", "shift", "depthwise"])
+@pytest.mark.parametrize("operators", ["star", "shift", "depthwise", "norm"])
 def test_interpreted(operators: str) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", operators]
@@ -171,3 +177,47 @@ def test_cuda_graph_recorded_and_replayed(name: str, case: Case) -> None:
     graph.replay()
     for i, (actual, expected) in enumerate(zip(recorded, step(), strict=True)):
         assert torch.equal(actual, expected), f"result {i}"
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_cuda_star_block_equals_the_layers_in_float64(name: str, training: bool, dtype: torch.dtype) -> None:
+    made, x = block(name, training)
+    expected_out, expected = step(copy.deepcopy(made).double(), x.double(), fused=False)
+    made, x = made.cuda(), x.cuda()
+    assert fused_star.why_unfused(made, x) is None
+    with use_kernel("triton"), torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out, values = step(made, x, fused=True)
+    assert_close("output", out.cpu(), expected_out, dtype)
+    for key, value in values.items():
+        if training and key in ("gradient of dwconv.conv.bias", "gradient of g.conv.bias"):
+            continue  # a batch norm follows: zero but for rounding
+        if dtype == torch.float32:
+            assert_close(key, value.cpu().float(), expected[key], dtype)
+        else:  # where an activation has a kink, rounding moves single values across
+            error = (value.cpu().double() - expected[key]).norm() / expected[key].norm().clamp_min(1e-6)
+            assert error < 0.1, f"{key}: {error:.3f}"
+
+
+@on_cuda
+def test_cuda_network_trains_as_by_plain_pytorch() -> None:
+    """Losses of ten steps in float32, with kernels and without."""
+    losses = []
+    for kernel in ("triton", "reference"):
+        torch.manual_seed(0)
+        model = create_model("starnet_s050", num_classes=10).cuda().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).cuda()
+        x, target = x.contiguous(memory_format=torch.channels_last), torch.arange(8, device="cuda")
+        found = []
+        for _ in range(10):
+            with nullcontext() if kernel == "triton" else use_kernel(kernel):
+                loss = torch.nn.functional.cross_entropy(model(x), target)
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+            found.append(loss.detach().cpu())
+        losses.append(torch.stack(found))
+    assert_close("losses", losses[0], losses[1].double(), torch.float16)

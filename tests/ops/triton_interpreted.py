@@ -5,6 +5,7 @@ of its own, since the interpreter must be chosen before Triton is imported.
 
 from __future__ import annotations
 
+import copy
 import os
 from importlib import import_module
 from math import prod
@@ -19,6 +20,8 @@ from starshift.ops import OPERATORS, _triton_parts, grouped_offsets, interleaved
 from starshift.ops._case import Case
 from starshift.ops.depthwise import _triton_forward
 from starshift.ops.shift import _triton_conv, _triton_shift
+from starshift.ops.star import _triton_backward
+from tests.layers.test_fused_star import block, step
 from tests.ops.test_every_operator import ALL, DTYPES, LAYOUTS, arguments, call, gradients, make, oracle
 from tests.tolerance import assert_close
 
@@ -27,7 +30,7 @@ MOST_WORK = 100_000
 """Elements of the input times taps: the interpreter is slow."""
 FILTERED_IN_LOW_PRECISION = ("k3-dilation2", "empty")
 
-for folder in ("star", "shift", "depthwise"):
+for folder in ("star", "shift", "depthwise", "norm", "star_block"):
     import_module(f"starshift.ops.{folder}.cuda").register("cpu")
 
 
@@ -87,7 +90,11 @@ def test_results_lie_as_the_reference_says_they_do_on_a_gpu(name: str, case: Cas
     args = [a.detach() if isinstance(a, Tensor) else a for a in args]
     output = OPERATORS[name].reference(*args)
     calls = [(name, args)]
-    if f"{name}_backward" in OPERATORS:
+    if name == "batch_norm_act":
+        output = output[0]
+        statistics = [torch.zeros(args[0].shape[1]), torch.ones(args[0].shape[1])]
+        calls.append((f"{name}_backward", [output, *args[:4], *statistics, *args[7:], True]))
+    elif f"{name}_backward" in OPERATORS:
         biased = ("bg",) if name == "star_mlp" else ("bias",)
         names = [a.name for a in OPERATORS[name].overload._schema.arguments]
         kept = [a for key, a in zip(names, args, strict=True) if key not in biased]
@@ -123,3 +130,33 @@ def test_elements_beyond_int32_are_addressed_in_int64(name: str, case: Case, mon
     expected = call(name, tensors, case)
     with use_kernel("triton"):
         assert_close("output", call(name, tensors, case), expected)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["kernel3", "product"])
+def test_star_block_equals_the_layers_in_float64(name: str, training: bool) -> None:
+    made, x = block(name, training)
+    expected_out, expected = step(copy.deepcopy(made).double(), x.double(), fused=False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with use_kernel("triton"):
+            out, values = step(made, x, fused=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_close("output", out, expected_out, torch.float32)
+    for key, value in values.items():
+        if training and key in ("gradient of dwconv.conv.bias", "gradient of g.conv.bias"):
+            continue  # a batch norm follows: zero but for rounding
+        assert_close(key, value.float(), expected[key], torch.float32)
+
+
+@pytest.mark.parametrize("name", [case.name for n, case in CASES if n == "star_mlp" and case.tensors["bg"]][:3])
+def test_star_mlp_by_stored_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton_backward, "STORED_FROM", 1)
+    (case,) = [case for n, case in CASES if (n, case.name) == ("star_mlp", name)]
+    _, expected = oracle("star_mlp", case, torch.bfloat16)
+    tensors = make(case, torch.bfloat16, torch.channels_last)
+    with use_kernel("triton"):
+        grads = gradients(call("star_mlp", tensors, case), tensors)
+    for key, grad in grads.items():
+        assert_close(f"gradient of {key}", grad, expected[key])

@@ -15,6 +15,8 @@ from starshift.ops import _native
 ROUNDS = 20  # the best counts: a ceiling is what was reached once
 OPERATIONS = 200_000_000  # of a round and thread
 FLOATS = 1 << 25  # 128 MiB: past every cache
+GPU_SIDE = 8192  # of the matrices
+GPU_BYTES = 1 << 30
 SGEMM = 1024  # side of the matrices, where there are no compiled kernels
 
 
@@ -39,6 +41,24 @@ def ceiling(threads: int) -> Ceiling:
         return Ceiling(_arithmetic(threads) / 1e9, _copying() / 1e9)
     finally:
         torch.set_num_threads(before)
+
+
+@cache
+def gpu_ceiling(dtype: torch.dtype) -> Ceiling:
+    """Of the current CUDA device: a matrix product of ``dtype`` by the library, and a copy."""
+    a, b = (torch.randn(GPU_SIDE, GPU_SIDE, device="cuda", dtype=dtype) for _ in range(2))
+    x = torch.empty(GPU_BYTES, device="cuda", dtype=torch.uint8)
+    y = torch.empty_like(x)
+
+    def waited(work: Callable[[], object]) -> Callable[[], object]:
+        def both() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return both
+
+    operations = 2 * GPU_SIDE**3 / _best(waited(lambda: a @ b))
+    return Ceiling(operations / 1e9, 2 * GPU_BYTES / _best(waited(lambda: y.copy_(x))) / 1e9)
 
 
 def _arithmetic(threads: int) -> float:

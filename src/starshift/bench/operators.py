@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import starshift.ops
-from starshift.bench.ceiling import ceiling
+from starshift.bench.ceiling import ceiling, gpu_ceiling
 from starshift.bench.clock import paired
+from starshift.bench.graph import recorded
 from starshift.bench.rows import provenance
 from starshift.errors import StarshiftError, nearest
 from starshift.ops import OPERATORS, _native, use_kernel
@@ -38,7 +39,8 @@ Step = Callable[[], object]
 class Call:
     """A case with its tensors made: normal numbers, images channels last, weights that keep the variance."""
 
-    def __init__(self, operator: str, case: Case, dtype: torch.dtype) -> None:
+    def __init__(self, operator: str, case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.device = device
         generator = torch.Generator().manual_seed(0)
         self.operator, self.options = operator, dict(case.options)
         self.tensors: dict[str, Tensor | None] = {}
@@ -50,7 +52,7 @@ class Call:
             if name.startswith("w") and len(shape) > 1:
                 tensor /= prod(shape[1:]) ** 0.5
             layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-            self.tensors[name] = tensor.to(dtype).contiguous(memory_format=layout).requires_grad_()
+            self.tensors[name] = tensor.to(device, dtype).contiguous(memory_format=layout).requires_grad_()
         output = self.forward()
         self.grad = torch.randn(output.shape, generator=generator).to(output)
 
@@ -118,8 +120,10 @@ def _two_copies(call: Call) -> Step:
 
 PLAIN = Peer("plain PyTorch, autograd", _plain)
 """The operator's definition in plain torch, differentiated by autograd: the peer where the table names no other."""
+CONV = "F.conv2d (oneDNN)"
+CUDA_NAMES = {CONV: "F.conv2d (cuDNN)"}
 PEERS: Mapping[str, tuple[Peer, ...]] = {
-    "depthwise_conv2d": (Peer("F.conv2d (oneDNN)", _depthwise),),
+    "depthwise_conv2d": (Peer(CONV, _depthwise),),
     "shift2d": (Peer("copy", _two_copies),),
     "shift_conv2d": (Peer("1x1 conv alone", _conv_alone), Peer("pad + slices + concat, conv", _reference)),
 }
@@ -188,6 +192,7 @@ def bench_operators(
     dtypes: Sequence[str] = ("fp32", "bf16"),
     threads: int | None = None,
     rounds: int = 15,
+    device: str = "cpu",
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Time forward + backward of our operators and of their peers in turns; a row for each case, dtype and peer.
@@ -197,6 +202,7 @@ def bench_operators(
         dtypes: of ``fp32`` and ``bf16``.
         threads: of torch and of the kernels; default: torch's own number.
         rounds: pairs of timings; the medians are reported.
+        device: ``cpu``, or ``cuda``: each side is then a CUDA graph, and operators without a kernel there are left out.
         on_row: called with each row as it is measured.
 
     Raises:
@@ -206,6 +212,8 @@ def bench_operators(
         if name not in DTYPES:
             raise StarshiftError(f"dtype is one of {', '.join(DTYPES)}, not '{name}'.{nearest(name, list(DTYPES))}")
     chosen = bench_cases(operators, cases)
+    if device != "cpu":
+        chosen = [(n, case) for n, case in chosen if any(k.device == device for k in OPERATORS[n].kernels)]
     keep_freed_memory()
     before = torch.get_num_threads()
     threads = threads or before
@@ -214,7 +222,7 @@ def bench_operators(
     try:
         for operator, case in chosen:
             for dtype in dtypes:
-                call = Call(operator, case, DTYPES[dtype])
+                call = Call(operator, case, DTYPES[dtype], device)
                 for peer in PEERS.get(operator, (PLAIN,)):
                     row = _measure(call, case, peer, dtype, threads, rounds)
                     rows.append(row)
@@ -226,28 +234,32 @@ def bench_operators(
 
 def _measure(call: Call, case: Case, peer: Peer, dtype: str, threads: int, rounds: int) -> dict[str, Any]:
     ours, theirs = call.step(call.forward), peer.make(call)
-    once = [_seconds(step) for step in (ours, theirs, ours, theirs)][2:]
+    on_gpu = call.device != "cpu"
+    if on_gpu:
+        ours, theirs = recorded(ours), recorded(theirs)
+    once = [_seconds(_repeat(step, 1, on_gpu)) for step in (ours, theirs, ours, theirs)][2:]
     repeats = [max(1, round(LEAST_S / seconds)) for seconds in once]
     pair = sum(n * seconds for n, seconds in zip(repeats, once, strict=True))
     rounds = min(rounds, max(LEAST_ROUNDS, round(BUDGET_S / pair)))
-    result = paired(_repeat(ours, repeats[0]), _repeat(theirs, repeats[1]), rounds)
+    result = paired(_repeat(ours, repeats[0], on_gpu), _repeat(theirs, repeats[1], on_gpu), rounds)
     share = repeats[0] / repeats[1]
     ours_s, peer_s = result.ours_s / repeats[0], result.peer_s / repeats[1]
     x = next(iter(call.tensors.values()))
     operations = OPERATIONS.get(call.operator)
     shapes = {"x": tuple(x.shape) if x is not None else (), "output": tuple(call.grad.shape)}
     flops = operations(**shapes, tensors=case.tensors) if operations else None
-    most = ceiling(threads)
+    most = gpu_ceiling(DTYPES[dtype]) if on_gpu else ceiling(threads)
     return {
         "suite": "operators",
         "operator": call.operator,
         "case": case.name,
         "dtype": dtype,
         "threads": threads,
+        "device": call.device,
         "rounds": rounds,
         "kernel": _kernel(call),
         "ours_ms": round(ours_s * 1e3, 3),
-        "peer": peer.name,
+        "peer": CUDA_NAMES.get(peer.name, peer.name) if on_gpu else peer.name,
         "peer_ms": round(peer_s * 1e3, 3),
         "ratio": round(result.ratio * share, 3),
         "ratio_low": round(min(result.ratios) * share, 3),
@@ -261,7 +273,14 @@ def _measure(call: Call, case: Case, peer: Peer, dtype: str, threads: int, round
 
 
 def _kernel(call: Call) -> str:
-    """What runs for this call: the instruction set of the compiled kernel, or the reference."""
+    """What runs for this call: the instruction set of the compiled kernel, Triton, or the reference."""
+    if call.device != "cpu":
+        try:
+            with use_kernel("triton"):
+                call.forward()
+        except RuntimeError:  # it has none for these arguments
+            return REFERENCE
+        return "triton"
     if not any(kernel.name == NATIVE for kernel in OPERATORS[call.operator].kernels):
         return REFERENCE
     try:
@@ -272,10 +291,12 @@ def _kernel(call: Call) -> str:
     return str(_native.instruction_set())
 
 
-def _repeat(step: Step, times: int) -> Step:
+def _repeat(step: Step, times: int, waited: bool) -> Step:
     def repeated() -> None:
         for _ in range(times):
             step()
+        if waited:
+            torch.cuda.synchronize()
 
     return repeated
 

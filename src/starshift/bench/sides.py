@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from starshift.bench.graph import recorded
 from starshift.errors import StarshiftError
 
 OURS = "starshift"
@@ -26,6 +27,8 @@ DEPTHWISE = "3x3 depthwise convs"
 RUNTIME = "ONNX Runtime"
 PEERS = ("timm channels last", "timm compile channels last", "timm", "timm compile")
 SHIFT_PEERS = (REFERENCE_SHIFTS, DEPTHWISE)
+GRAPH = ", CUDA graph"
+"""A mode with this at its end records its whole step once and replays it: no time goes into launching kernels."""
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"shiftresnet20": {"expansion": 6, "num_classes": 10}}
 """Arguments that a model is measured with, where they are not its defaults."""
 PASSES = 20  # forward passes of one timing of inference
@@ -114,6 +117,8 @@ def _take_steps(pipe: Connection, spec: Spec, folder: Path) -> None:
     torch.set_num_threads(spec.threads)
     torch.manual_seed(0)
     step, before = _inference(spec, folder) if spec.inference else _training(spec)
+    if spec.mode.endswith(GRAPH):
+        step = _recorded(step)
     step()
     _forget_peak(spec.device)
     pipe.send(("ready", 0.0))
@@ -122,7 +127,7 @@ def _take_steps(pipe: Connection, spec: Spec, folder: Path) -> None:
         step()
         passes = PASSES if spec.inference else 1
         pipe.send(("seconds", (time.perf_counter() - start) / passes))
-    pipe.send(("memory", _peak_mb(spec.device) - before))
+    pipe.send(("memory", float("nan") if spec.mode.endswith(GRAPH) else _peak_mb(spec.device) - before))
 
 
 def _training(spec: Spec) -> tuple[Step, float]:
@@ -135,26 +140,41 @@ def _training(spec: Spec) -> tuple[Step, float]:
     build = _builder(spec)
     before = _resident_mb(spec.device)
     model = build().to(spec.device).train()
-    last = spec.mode not in ("timm", "timm compile")
+    mode = spec.mode.removesuffix(GRAPH)
+    last = mode not in ("timm", "timm compile")
     layout = torch.channels_last if last else torch.contiguous_format
     model = model.to(memory_format=layout)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    run = torch.compile(model) if "compile" in spec.mode else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=mode != spec.mode)
+    run = torch.compile(model) if "compile" in mode else model
     images = torch.randn(spec.batch, 3, spec.size, spec.size, device=spec.device).contiguous(memory_format=layout)
     targets = torch.randint(0, 10, (spec.batch,), device=spec.device)
-    forced = spec.mode in SHIFT_PEERS
+    forced = mode in SHIFT_PEERS
 
     def step() -> None:
         with use_kernel("reference") if forced else nullcontext():
-            with torch.autocast(spec.device, torch.bfloat16, enabled=spec.amp == "bf16"):
+            amp = spec.amp == "bf16"
+            with torch.autocast(spec.device, torch.bfloat16, enabled=amp, cache_enabled=mode == spec.mode):
                 loss = F.cross_entropy(run(images).float(), targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        if spec.device != "cpu":
+        if spec.device != "cpu" and not torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
 
     return step, before
+
+
+def _recorded(step: Step) -> Step:
+    """The step as a CUDA graph."""
+    import torch
+
+    replay = recorded(step)
+
+    def waited() -> None:
+        replay()
+        torch.cuda.synchronize()
+
+    return waited
 
 
 def _inference(spec: Spec, folder: Path) -> tuple[Step, float]:

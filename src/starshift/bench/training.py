@@ -14,6 +14,7 @@ from starshift.bench.rows import provenance
 from starshift.bench.sides import (
     ARGUMENTS,
     DEPTHWISE,
+    GRAPH,
     OURS,
     OURS_FOLDED,
     PEERS,
@@ -54,7 +55,8 @@ def bench_training(
         batch, size: images a step and their side in pixels; default 32 and 224, for ShiftResNet 128 and 32.
         threads: of each side; default: torch's own number.
         amp: ``none`` (float32) or ``bf16`` (autocast), for both sides.
-        modes: which peers; default: all of :data:`PEERS`, for ShiftNets :data:`SHIFT_PEERS`.
+        modes: which peers; default: all of :data:`PEERS`, for ShiftNets :data:`SHIFT_PEERS`; on a GPU each also with
+            its step as one CUDA graph. Ours is then measured both ways, and ratios are to the graph.
         rounds: steps of each side; medians are reported.
         device: ``cpu`` or ``cuda``.
         say: called with a line of progress.
@@ -66,7 +68,7 @@ def bench_training(
         raise StarshiftError(f"amp is one of {', '.join(AMP)}, not '{amp}'")
     rows = []
     for model in models or MODELS:
-        peers = _chosen(modes, _peers_of(model))
+        peers = _chosen(modes, _peers_of(model, device))
         small = model.startswith("shiftresnet")
         options: dict[str, Any] = {
             "batch": batch or (128 if small else 32),
@@ -76,7 +78,8 @@ def bench_training(
             "device": device,
         }
         macs = _macs(model, options["size"])
-        sides = [Side(Spec(model, mode, **options)) for mode in (OURS, *peers)]
+        ours = (OURS,) if device == "cpu" else (OURS + GRAPH, OURS)
+        sides = [Side(Spec(model, mode, **options)) for mode in (*ours, *peers)]
         rows += [
             {**_common("training", side, sides[0], rounds), **_training_columns(side, macs), **provenance()}
             for side in _take_turns(sides, rounds, say)
@@ -132,7 +135,7 @@ def _take_turns(sides: list[Side], rounds: int, say: Say) -> list[Side]:
             started.append(side)
             if side.running:
                 seconds = side.step()
-                if side is not ours and seconds > TOO_SLOW * best:
+                if side is not ours and side.spec.device == "cpu" and seconds > TOO_SLOW * best:
                     side.note = f"one step only: over {TOO_SLOW:g} times the best peer"
                     side.end()
                 elif side is not ours:
@@ -196,8 +199,10 @@ def _milliseconds(side: Side) -> Any:
     return round(statistics.median(side.times) * 1e3, 3) if side.times else ""
 
 
-def _peers_of(model: str) -> tuple[str, ...]:
-    return PEERS if _is_timms(model) else SHIFT_PEERS
+def _peers_of(model: str, device: str) -> tuple[str, ...]:
+    """On a GPU each also as a CUDA graph: small networks' steps are otherwise bound by launching."""
+    peers = PEERS if _is_timms(model) else SHIFT_PEERS
+    return peers if device == "cpu" else (*peers, *(mode + GRAPH for mode in peers))
 
 
 def _chosen(wanted: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:

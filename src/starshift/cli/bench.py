@@ -218,6 +218,7 @@ def operators(
     dtypes: Annotated[str, typer.Option("--dtypes", metavar="DTYPE,...", help="Of fp32 and bf16.")] = "fp32,bf16",
     threads: Threads = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Pairs of timings; medians are shown.")] = 15,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -230,6 +231,7 @@ def operators(
         dtypes=_names(dtypes),
         threads=threads,
         rounds=rounds,
+        device=device,
         on_row=lambda row: _say(f"{row['operator']} {row['case']} {row['dtype']}: {row['ratio']:.2f}"),
     )
     titles = {

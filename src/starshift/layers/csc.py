@@ -70,7 +70,7 @@ class CSC(nn.Module):
     def _fusable(self, x: Tensor) -> bool:
         """Whether the operators that hold a whole module do what its parts would: in training, with plain parts on
         which no hook waits, and where there is a kernel."""
-        if not self.training or not has_kernels(x):
+        if not self.training or not has_kernels(x, "csc"):
             return False
         conv1, conv2 = self.conv1, self.conv2
         parts: tuple[nn.Module, ...] = (conv1, conv1.conv, conv1.bn, conv2, conv2.conv, conv2.bn)

@@ -14,6 +14,7 @@ from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.norm import has_kernels, is_watched
 from starshift.ops._operator import autocast_dtype
 from starshift.ops.star_block import Weights, star_block
+from starshift.ops.star_block.cuda import widest
 from starshift.ops.star_block.infer import Folded, Prepared
 
 _PARTS = {
@@ -32,8 +33,10 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     The fused operator calls no inner module: a hook on one of them, or a module of another type (folded, parametrised,
     synchronised between processes), makes the block run layer by layer.
     """
-    if not has_kernels(x):
+    if not has_kernels(x, "star_block"):
         return "no kernel"
+    if x.device.type != "cpu" and x.shape[1] > widest(autocast_dtype(x) or x.dtype):
+        return "more channels than the kernel holds"
     return why_unfusable(block)
 
 
@@ -94,7 +97,8 @@ def infer(block: Any, x: Tensor, act: str, placement: str) -> Tensor | None:
         block.training
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or not has_kernels(x)
+        or x.device.type != "cpu"
+        or not has_kernels(x, "star_block")
         or why_unfusable(block, folded=True)
     ):
         return None

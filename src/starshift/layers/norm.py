@@ -10,26 +10,31 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from starshift.layers.activation import activation
-from starshift.ops import _native, batch_norm_act
+from starshift.ops import OPERATORS, _native, batch_norm_act
 from starshift.ops._operator import REFERENCE, autocast_dtype, forced_kernel
+from starshift.ops._triton import usable
 
-_KERNELS = _native.available()
 _STORAGE = tuple(_native.DTYPES)
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether our operators run compiled kernels on ``x``, at autocast's dtype. Where not, plain layers are as good."""
+def has_kernels(x: Tensor, operator: str) -> bool:
+    """Whether ``operator`` has a kernel for ``x``, at autocast's dtype. Where not, plain layers are as good."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     if not torch.compiler.is_compiling() and forced_kernel() == REFERENCE:
         return False
-    return _KERNELS and x.device.type == "cpu" and (autocast_dtype(x) or x.dtype) in _STORAGE and x.numel() > 0
+    device = x.device.type
+    there = any(kernel.device == device for kernel in OPERATORS[operator].kernels)
+    return there and (autocast_dtype(x) or x.dtype) in _STORAGE and x.numel() > 0 and (device == "cpu" or usable(x))
 
 
 def runs_kernels(x: Tensor) -> bool:
     """Whether they run on ``x`` just as it is: channels last, and of a dtype that kernels store."""
     return (
-        has_kernels(x) and x.dtype in _STORAGE and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        has_kernels(x, "batch_norm_act")
+        and x.dtype in _STORAGE
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
     )
 
 

@@ -150,17 +150,57 @@ def launch(
         arguments: the kernel's arguments by name.
     """
 
-    def run(choice: Config) -> None:
-        kernel[grid(choice.blocks)](**arguments, **choice.blocks, num_warps=choice.warps, num_stages=choice.stages)
-
     if device.type != "cuda":
+        choice = configs[0]
+        kernel[grid(choice.blocks)](**arguments, **choice.blocks, num_warps=choice.warps, num_stages=choice.stages)
+    elif device.index == torch.cuda.current_device():
+        _launch(kernel, configs, grid, key, device, arguments)
+    else:
+        with torch.cuda.device(device):
+            _launch(kernel, configs, grid, key, device, arguments)
+
+
+def _launch(
+    kernel: Any,
+    configs: Sequence[Config],
+    grid: Callable[[Mapping[str, int]], tuple[int, ...]],
+    key: Sequence[Any],
+    device: torch.device,
+    arguments: dict[str, Any],
+) -> None:
+    def run(choice: Config) -> None:
+        _run(kernel, choice, grid(choice.blocks), device, arguments)
+
+    if len(configs) == 1:
         run(configs[0])
         return
-    with torch.cuda.device(device):
-        run(configs[0] if len(configs) == 1 else _choose(kernel, configs, key, device, run))
+    quick = (id(kernel), device.index, *key)
+    choice = _quick.get(quick)
+    if choice is None:
+        choice = _choose(kernel, configs, key, device, run)
+        if not torch.cuda.is_current_stream_capturing():
+            _quick[quick] = choice
+    run(choice)
+
+
+def _run(
+    kernel: Any, choice: Config, grid: tuple[int, ...], device: torch.device, arguments: Mapping[str, Any]
+) -> None:
+    """What ``kernel[grid](...)`` does, without its bookkeeping, which takes longer than a small kernel: a kernel
+    compiled once is found by its arguments' types and alignment and by the numbers among them."""
+    values = [arguments[n] if n in arguments else choice.blocks[n] for n in kernel.arg_names]
+    kinds = [(v.dtype, v.data_ptr() % 16) if isinstance(v, Tensor) else v for v in values]
+    known = (id(kernel), device.index, choice.warps, choice.stages, *kinds)
+    compiled = _compiled.get(known)
+    if compiled is None:
+        _compiled[known] = kernel[grid](**arguments, **choice.blocks, num_warps=choice.warps, num_stages=choice.stages)
+    else:
+        compiled[(*grid, 1, 1)[:3]](*values)
 
 
 _chosen: dict[str, Config] = {}
+_quick: dict[tuple[Any, ...], Config] = {}
+_compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def _choose(

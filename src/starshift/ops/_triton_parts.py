@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -24,30 +25,51 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _sum_parts(parts, out, size, count, BLOCK: tl.constexpr):
-    """out[i] = parts[0, i] + parts[1, i] + ... in this order."""
+def normalised(value, affine, c, C: tl.constexpr):
+    """A batch norm of channels c by its three numbers: ``(value - mean) scale + bias``."""
+    mean = tl.load(affine + c, mask=c < C, other=0)[None, :]
+    scale = tl.load(affine + C + c, mask=c < C, other=0)[None, :]
+    bias = tl.load(affine + 2 * C + c, mask=c < C, other=0)[None, :]
+    return (value - mean) * scale + bias
+
+
+@triton.jit
+def complete(g, value, completion, c, C: tl.constexpr):
+    """The gradient at a norm's input, from the one at its output and the input; rows beyond the last are not zero."""
+    a = tl.load(completion + c, mask=c < C, other=0)[None, :]
+    b = tl.load(completion + C + c, mask=c < C, other=0)[None, :]
+    shift = tl.load(completion + 2 * C + c, mask=c < C, other=0)[None, :]
+    return a * g + b * value + shift
+
+
+@triton.jit
+def _sum_parts(parts, out, size, count, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """out[i] = the sum of parts[0, i], parts[1, i], ...: ROWS interleaved sums, then their sum."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.arange(0, BLOCK)
+    row = tl.arange(0, ROWS)
     inside = index < size - start
-    total = tl.zeros([BLOCK], tl.float32)
-    for _ in range(count):
-        total += tl.load(parts + start + index, mask=inside, other=0)
-        parts += size
-    tl.store(out + start + index, total.to(out.dtype.element_ty), mask=inside)
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    at = parts + start + row[:, None].to(tl.int64) * size + index[None, :]
+    for first in range(0, count, ROWS):
+        total += tl.load(at, mask=(row < count - first)[:, None] & inside[None, :], other=0)
+        at += ROWS * size
+    tl.store(out + start + index, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
 
 
 INTERPRETED = tl.constexpr(not isinstance(_sum_parts, triton.runtime.JITFunction))
 """Whether Triton's interpreter runs the kernels, on the CPU. Its matrix product is wrong for bfloat16."""
 
 
-def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over the first dimension of contiguous float32 ``parts``, in order, as ``dtype``."""
-    out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
-    size = out.numel()
+def sum_parts(parts: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """The sums over the first dimension of contiguous float32 ``parts``, (P, S), as float32 tensors of these shapes,
+    one behind the other in S."""
+    size = parts.shape[1]
+    out = torch.empty(size, device=parts.device)
     if size:
         launch(
             _sum_parts,
-            [config(4, 2, BLOCK=512)],
+            [config(4, 1, BLOCK=32, ROWS=64)],
             lambda b: (cdiv(size, b["BLOCK"]),),
             (),
             parts.device,
@@ -56,7 +78,8 @@ def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
             size=size,
             count=parts.shape[0],
         )
-    return out
+    sizes = [prod(shape) for shape in shapes]
+    return [part.view(shape) for part, shape in zip(out.split(sizes), shapes, strict=True)]
 
 
 def index_type(*sizes: Tensor | int) -> Any:

@@ -3,8 +3,8 @@
 """Gradients of the depthwise convolution in Triton. x_NHWC, grad_NHWC, w_IJC.
 
 Input: for stride 1 the convolution with the turned filters; for others, each pixel gathers from the outputs it went
-into. Weight: a program holds the sums for one row of taps, and walks over a part of the output's rows: the tile of the
-gradient is loaded once for all taps of the row. The parts are then added in order.
+into. Weight: a program holds the sums for a row of taps, or, for stride 1, for two, which meet a row of the input from
+neighbouring rows of the gradient; it walks over a part of the output's rows. The parts are then added in order.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from starshift.ops._triton import cdiv, channels_last, config, image_layout, lau
 from starshift.ops._triton_parts import index_type, sum_parts
 from starshift.ops.depthwise._triton_forward import constants, convolve, locate, taps_first, tiles
 
-WEIGHTS = [(16, 2, 1), (8, 1, 1), (8, 2, 1), (16, 4, 1)]
+WEIGHTS = [(8, 2, 1), (4, 1, 1), (8, 4, 1)]
 """BLOCK_X, warps, stages."""
-PROGRAMS = 16
+PROGRAMS = 8
 """Programs of one or two warps that a multiprocessor needs to have its memory busy."""
 
 
@@ -75,8 +75,7 @@ def _inputs(
 def _weights(
     grad,
     x,
-    weight_parts,
-    bias_parts,
+    parts,
     rows,
     part_rows,
     height,
@@ -92,66 +91,92 @@ def _weights(
     STRIDE_X: tl.constexpr,
     DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr,
+    PAIR: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    i = tl.program_id(1)
+    i = tl.program_id(1) * (1 + PAIR)
     part = tl.program_id(2)
     lane = tl.arange(0, BLOCK_X)
     present = (c < C)[None, :]
     zero = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
-    sum0, sum1, sum2, sum3, sum4, sum5, sum6, bias_sum = zero, zero, zero, zero, zero, zero, zero, zero
+    bias_sum = zero
+    sum0, sum1, sum2, sum3, sum4, sum5, sum6 = zero, zero, zero, zero, zero, zero, zero
+    next0, next1, next2, next3, next4, next5, next6 = zero, zero, zero, zero, zero, zero, zero
+    each = out_height + PAIR * DILATION_Y
     start = part * part_rows
     for q in range(start, tl.minimum(start + part_rows, rows)):
-        row = q % out_height * STRIDE_Y - pad_y + i * DILATION_Y
+        image, y = q // each, q % each
+        row = y * STRIDE_Y - pad_y + i * DILATION_Y
         inside_rows = (row >= 0) & (row < height)
-        x_row = x + (tl.zeros([1, 1], INDEX) + q // out_height * height + row) * (width * C)
-        grad_row = grad + (tl.zeros([1, 1], INDEX) + q) * (out_width * C)
+        x_row = x + (tl.zeros([1, 1], INDEX) + image * height + row) * (width * C)
+        grad_row = grad + (tl.zeros([1, 1], INDEX) + image * out_height + y) * (out_width * C)
         for first in range(0, out_width, BLOCK_X):
             u = first + lane
             in_grad = (u < out_width)[:, None] & present
-            g = tl.load(grad_row + (u * C)[:, None] + c[None, :], mask=in_grad, other=0).to(tl.float32)
+            at = (u * C)[:, None] + c[None, :]
+            g = tl.load(grad_row + at, mask=in_grad & (y < out_height), other=0).to(tl.float32)
             bias_sum += g
             if inside_rows:
+                if PAIR:
+                    met = in_grad & (y >= DILATION_Y)
+                    h = tl.load(grad_row - DILATION_Y * out_width * C + at, mask=met, other=0).to(tl.float32)
                 for j in tl.static_range(KW):
                     column = u * STRIDE_X - pad_x + j * DILATION_X
                     inside = ((column >= 0) & (column < width))[:, None] & present
                     value = tl.load(x_row + (column * C)[:, None] + c[None, :], mask=inside, other=0).to(tl.float32)
                     if j == 0:
                         sum0 += g * value
+                        if PAIR:
+                            next0 += h * value
                     elif j == 1:
                         sum1 += g * value
+                        if PAIR:
+                            next1 += h * value
                     elif j == 2:
                         sum2 += g * value
+                        if PAIR:
+                            next2 += h * value
                     elif j == 3:
                         sum3 += g * value
+                        if PAIR:
+                            next3 += h * value
                     elif j == 4:
                         sum4 += g * value
+                        if PAIR:
+                            next4 += h * value
                     elif j == 5:
                         sum5 += g * value
+                        if PAIR:
+                            next5 += h * value
                     else:
                         sum6 += g * value
-    at = weight_parts + ((part.to(tl.int64) * C + c) * KH + i) * KW
+                        if PAIR:
+                            next6 += h * value
+    parts += part.to(tl.int64) * (C * KH * KW + C)
+    at = parts + (c * KH + i) * KW
     for j in tl.static_range(KW):
         if j == 0:
-            total = sum0
+            total, other = sum0, next0
         elif j == 1:
-            total = sum1
+            total, other = sum1, next1
         elif j == 2:
-            total = sum2
+            total, other = sum2, next2
         elif j == 3:
-            total = sum3
+            total, other = sum3, next3
         elif j == 4:
-            total = sum4
+            total, other = sum4, next4
         elif j == 5:
-            total = sum5
+            total, other = sum5, next5
         else:
-            total = sum6
+            total, other = sum6, next6
         tl.store(at + j, tl.sum(total, 0), mask=c < C)
+        if PAIR:
+            tl.store(at + KW + j, tl.sum(other, 0), mask=(c < C) & (i + 1 < KH))
     if i == 0:
-        tl.store(bias_parts + part.to(tl.int64) * C + c, tl.sum(bias_sum, 0), mask=c < C)
+        tl.store(parts + C * KH * KW + c, tl.sum(bias_sum, 0), mask=c < C)
 
 
 def depthwise_conv2d_backward(
@@ -163,7 +188,7 @@ def depthwise_conv2d_backward(
         x_grad = convolve(grad, weight, None, list(x.shape[2:]), [1, 1], turned, dilation, turned=True)
     else:
         x_grad = _gather(grad, x, weight, stride, padding, dilation)
-    weight_grad, bias_grad = _weight_grads(grad, channels_last(x), weight, stride, padding, dilation)
+    weight_grad, bias_grad = weight_grads(grad, channels_last(x), weight, stride, padding, dilation)
     return x_grad.contiguous(memory_format=image_layout(x, weight)), weight_grad, bias_grad
 
 
@@ -194,24 +219,24 @@ def _gather(
     return x_grad
 
 
-def _weight_grads(
+def weight_grads(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
     n, channels, out_height, out_width = grad.shape
-    rows, wide = n * out_height, min(64, power_of_two(channels))
-    parts, part_rows = splits(cdiv(channels, wide) * weight.shape[2], rows, x.device, 1, PROGRAMS)
-    weight_parts = torch.empty((parts, *weight.shape), device=x.device)
-    bias_parts = torch.empty((parts, channels), device=x.device)
+    pair = stride[0] == 1 and weight.shape[2] > 1
+    rows, wide = n * (out_height + pair * dilation[0]), min(64, power_of_two(channels))
+    tap_rows = cdiv(weight.shape[2], 1 + pair)
+    parts, part_rows = splits(cdiv(channels, wide) * tap_rows, rows, x.device, 1, PROGRAMS)
+    sums = torch.empty((parts, weight.numel() + channels), device=x.device)
     launch(
         _weights,
         [config(warps, stages, BLOCK_X=columns, BLOCK_C=wide) for columns, warps, stages in WEIGHTS],
-        lambda b: (cdiv(channels, b["BLOCK_C"]), weight.shape[2], parts),
+        lambda b: (cdiv(channels, b["BLOCK_C"]), tap_rows, parts),
         (n.bit_length(), *x.shape[1:], *weight.shape[2:], *stride, *padding, *dilation, x.dtype),
         x.device,
         grad=grad,
         x=x,
-        weight_parts=weight_parts,
-        bias_parts=bias_parts,
+        parts=sums,
         rows=rows,
         part_rows=part_rows,
         height=x.shape[2],
@@ -220,7 +245,9 @@ def _weight_grads(
         out_width=out_width,
         pad_y=padding[0],
         pad_x=padding[1],
+        PAIR=pair,
         INDEX=index_type(x, grad),
         **constants(weight, stride, dilation),
     )
-    return sum_parts(weight_parts, weight.dtype), sum_parts(bias_parts, weight.dtype)
+    weight_grad, bias_grad = sum_parts(sums, tuple(weight.shape), (channels,))
+    return weight_grad.to(weight.dtype), bias_grad.to(weight.dtype)

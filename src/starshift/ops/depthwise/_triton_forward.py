@@ -39,6 +39,8 @@ def _forward(
     x,
     weight,
     bias,
+    sample_scale,
+    residual,
     out,
     height,
     width,
@@ -54,6 +56,8 @@ def _forward(
     DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -65,6 +69,8 @@ def _forward(
     present = c < C
     x += image.to(tl.int64) * height * width * C
     out += image.to(tl.int64) * out_height * out_width * C
+    if HAS_RESIDUAL:
+        residual += image.to(tl.int64) * out_height * out_width * C
     weight += c
     sum0 = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
     if HAS_BIAS:
@@ -104,8 +110,13 @@ def _forward(
         else:
             total = sum3
         row = y + t
-        where = out + row.to(INDEX) * (out_width * C) + at
-        tl.store(where, total.to(out.dtype.element_ty), mask=in_row & (row < out_height))
+        inside = in_row & (row < out_height)
+        where = row.to(INDEX) * (out_width * C) + at
+        if HAS_SCALE:
+            total *= tl.load(sample_scale + image)
+        if HAS_RESIDUAL:
+            total += tl.load(residual + where, mask=inside, other=0).to(tl.float32)
+        tl.store(out + where, total.to(out.dtype.element_ty), mask=inside)
 
 
 def depthwise_conv2d(
@@ -126,8 +137,11 @@ def convolve(
     padding: list[int],
     dilation: list[int],
     turned: bool,
+    sample_scale: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of channels-last x, (N, C, *size), with the filters or the ``turned`` filters."""
+    """``sample_scale * convolution + residual`` of channels-last x, (N, C, *size), with the filters or the ``turned``
+    filters; sample_scale: (N,) in float32; residual: as the result, channels last."""
     n, channels, height, width = x.shape
     out = torch.empty((n, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel():
@@ -140,6 +154,8 @@ def convolve(
             x=x,
             weight=taps_first(weight.flip(2, 3) if turned else weight),
             bias=bias,
+            sample_scale=sample_scale,
+            residual=residual,
             out=out,
             height=height,
             width=width,
@@ -148,6 +164,8 @@ def convolve(
             pad_y=padding[0],
             pad_x=padding[1],
             HAS_BIAS=bias is not None,
+            HAS_SCALE=sample_scale is not None,
+            HAS_RESIDUAL=residual is not None,
             INDEX=index_type(height * width * channels, size[0] * size[1] * channels),
             **constants(weight, stride, dilation),
         )
@@ -160,12 +178,11 @@ def taps_first(weight: Tensor) -> Tensor:
 
 
 def tiles(channels: int, width: int) -> list[Config]:
-    """Tiles in which a thread computes two or more pixels of each row: a tap that it loads serves all of them, and four
-    rows of more would not fit its registers.
-    """
+    """Small tiles: a tap that a thread loads serves several pixels, and four rows of many would not fit its
+    registers."""
     found: list[Config] = []
-    for columns, wide, warps in ((16, 32, 1), (8, 64, 1), (32, 32, 2), (16, 64, 2)):
-        columns, wide = min(columns, power_of_two(width, 8)), min(wide, power_of_two(channels))
+    for columns, wide, warps in ((8, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 2), (4, 64, 1)):
+        columns, wide = min(columns, power_of_two(width, 4)), min(wide, power_of_two(channels))
         choice = config(warps, 1, BLOCK_X=columns, BLOCK_C=wide)
         if choice not in found:
             found.append(choice)

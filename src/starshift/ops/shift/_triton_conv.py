@@ -146,8 +146,7 @@ def _inputs(
 def _weights(
     grad,
     x,
-    weight_parts,
-    bias_parts,
+    parts,
     table,
     pixels,
     part_pixels,
@@ -183,10 +182,10 @@ def _weights(
         grad_PK = tl.load(grad + at, mask=(p < end)[:, None] & (k < K)[None, :], other=0)
         weight_sum = dot(tl.trans(grad_PK), x_PC, weight_sum, PRECISION)
         bias_sum += tl.sum(grad_PK.to(tl.float32), 0)
-    at = part.to(tl.int64) * K * C + k[:, None] * C + c[None, :]
-    tl.store(weight_parts + at, weight_sum, mask=(k < K)[:, None] & (c < C)[None, :])
+    parts += part.to(tl.int64) * (K * C + K)
+    tl.store(parts + k[:, None] * C + c[None, :], weight_sum, mask=(k < K)[:, None] & (c < C)[None, :])
     if tl.program_id(0) == 0:
-        tl.store(bias_parts + part * K + k, bias_sum, mask=k < K)
+        tl.store(parts + K * C + k, bias_sum, mask=k < K)
 
 
 def shift_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: list[int], stride: int) -> Tensor:
@@ -239,8 +238,7 @@ def _weight_grads(geometry: Geometry, grad: Tensor, x: Tensor, weight: Tensor) -
     pixels = geometry.images * geometry.out_height * geometry.out_width
     outputs, channels = weight.shape[:2]
     parts, part_pixels = splits(cdiv(outputs, 32) * cdiv(channels, 64), pixels, x.device, GRANULE)
-    weight_parts = torch.empty((parts, *weight.shape), device=x.device)
-    bias_parts = torch.empty((parts, outputs), device=x.device)
+    sums = torch.empty((parts, weight.numel() + outputs), device=x.device)
     launch(
         _weights,
         WEIGHTS,
@@ -249,13 +247,13 @@ def _weight_grads(geometry: Geometry, grad: Tensor, x: Tensor, weight: Tensor) -
         x.device,
         grad=grad,
         x=x,
-        weight_parts=weight_parts,
-        bias_parts=bias_parts,
+        parts=sums,
         pixels=pixels,
         part_pixels=part_pixels,
         **geometry.arguments,
     )
-    return sum_parts(weight_parts, weight.dtype), sum_parts(bias_parts, weight.dtype)
+    weight_grad, bias_grad = sum_parts(sums, tuple(weight.shape), (outputs,))
+    return weight_grad.to(weight.dtype), bias_grad.to(weight.dtype)
 
 
 class Geometry:

@@ -17,35 +17,62 @@ import triton.language as tl
 from torch import Tensor
 
 from starshift.ops._triton import cdiv, launch, splits
-from starshift.ops._triton_parts import dot, sum_parts
+from starshift.ops._triton_parts import complete, dot, sum_parts
 from starshift.ops.star._triton_activation import star, star_backward
-from starshift.ops.star._triton_mlp import Sizes, as_given, as_rows, load_bias, load_block
+from starshift.ops.star._triton_mlp import Sizes, as_given, as_rows, load_bias, load_block, load_normed
 
-INPUTS = [(32, 16, 4, 1), (64, 32, 4, 2), (128, 32, 8, 2)]
-WEIGHTS = [(32, 16, 4, 1), (64, 32, 8, 2), (32, 64, 4, 2), (64, 64, 8, 2)]
+INPUTS = [(32, 16, 4, 1), (64, 32, 4, 1), (64, 32, 4, 3), (128, 32, 8, 2), (128, 64, 8, 1)]
+WEIGHTS = [(32, 16, 4, 1), (32, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 1)]
 """BLOCK_R, BLOCK_K, warps, stages, where tensor cores multiply."""
 MOST_SUMS = 128
 """Channels for which one program can hold the sums for three weights; for more, two launches share them."""
+STORED_FROM = 65
+"""Channels from which, in bfloat16, ``_inputs`` leaves its wide tiles in memory for the products of a library: the sums
+of ``_weights`` would not fit the registers. Below, the wide tensors would be much of a step's memory."""
+ONES = tl.constexpr(8)
+"""Columns of ones: so many that rows stay aligned."""
 GRANULE = 64
 """A part has a multiple of so many rows: of every BLOCK_R of WEIGHTS."""
 
 
 @triton.jit
+def _load_grad(grad, z, completion, row, column, rows, columns: tl.constexpr, COMPLETED: tl.constexpr):
+    """Tile of the gradient at the output; where a norm follows, completed from the one behind the norm."""
+    value = load_block(grad, row, column, rows, columns)
+    if COMPLETED:
+        normed = load_block(z, row, column, rows, columns).to(tl.float32)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        whole = complete(value.to(tl.float32), normed, completion, column, columns)
+        value = tl.where(inside, whole, 0.0).to(value.dtype)
+    return value
+
+
+@triton.jit
 def _inputs(
     grad,
+    z,
+    completion,
     x,
+    affine,
     w1,
     b1,
     w2,
     b2,
     wg,
     x_grad,
+    wide_grads,
+    product,
+    normed,
+    completed,
     rows,
     C: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
     HAS_B1: tl.constexpr,
     HAS_B2: tl.constexpr,
+    NORMED: tl.constexpr,
+    COMPLETED: tl.constexpr,
+    STORED: tl.constexpr,
     ACT: tl.constexpr,
     PLACEMENT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -55,16 +82,21 @@ def _inputs(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    wide: tl.constexpr = tl.bfloat16 if wg.dtype.element_ty == tl.bfloat16 else tl.float32
+    wide: tl.constexpr = tl.bfloat16 if x.dtype.element_ty == tl.bfloat16 else tl.float32
     narrow: tl.constexpr = x.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK_R
     here = tl.minimum(rows - start, BLOCK_R)
     r = tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)
     d = tl.arange(0, BLOCK_D)
-    x_RC = load_block(x + start * C, r, c, here, C)
-    grad_RD = load_block(grad + start * D, r, d, here, D).to(wide)
+    x_RC = load_normed(x + start * C, affine, r, c, here, C, NORMED)
+    grad_RD = _load_grad(grad + start * D, z + start * D, completion, r, d, here, D, COMPLETED).to(wide)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    if STORED:
+        inside = (r < here)[:, None] & (d < D)[None, :]
+        tl.store(completed + start * D + r[:, None] * D + d[None, :], grad_RD.to(narrow), mask=inside)
+        inside = (r < here)[:, None] & (c < C)[None, :]
+        tl.store(normed + start * (C + ONES) + r[:, None] * (C + ONES) + c[None, :], x_RC, mask=inside)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         w1_KC = load_block(w1, k, c, K, C)
@@ -76,6 +108,13 @@ def _inputs(
         x2 += load_bias(b2, k, K, HAS_B2)[None, :]
         product_grad = dot(grad_RD, wg_DK, tl.zeros([BLOCK_R, BLOCK_K], tl.float32), WIDE_PRECISION)
         g1, g2 = star_backward(product_grad, x1, x2, ACT, PLACEMENT)
+        if STORED:
+            known = (r < here)[:, None] & (k < K)[None, :]
+            at = wide_grads + start * 2 * K + r[:, None] * (2 * K) + k[None, :]
+            tl.store(at, g1.to(narrow), mask=known)
+            tl.store(at + K, g2.to(narrow), mask=known)
+            at = product + start * (K + ONES) + r[:, None] * (K + ONES) + k[None, :]
+            tl.store(at, star(x1, x2, ACT, PLACEMENT).to(narrow), mask=known)
         total = dot(g1.to(narrow), w1_KC, total, PRECISION)
         total = dot(g2.to(narrow), w2_KC, total, PRECISION)
     inside = (r < here)[:, None] & (c < C)[None, :]
@@ -85,18 +124,16 @@ def _inputs(
 @triton.jit
 def _weights(
     grad,
+    z,
+    completion,
     x,
+    affine,
     w1,
     b1,
     w2,
     b2,
     wg,
-    w1_parts,
-    w2_parts,
-    wg_parts,
-    b1_parts,
-    b2_parts,
-    bg_parts,
+    parts,
     rows,
     part_rows,
     C: tl.constexpr,
@@ -104,6 +141,8 @@ def _weights(
     D: tl.constexpr,
     HAS_B1: tl.constexpr,
     HAS_B2: tl.constexpr,
+    NORMED: tl.constexpr,
+    COMPLETED: tl.constexpr,
     ACT: tl.constexpr,
     PLACEMENT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -119,7 +158,7 @@ def _weights(
     already the left operands of the products that sum over the rows of x. BRANCHES: gradients of w1, b1, w2, b2;
     PROJECTION: of wg, bg.
     """
-    wide: tl.constexpr = tl.bfloat16 if wg.dtype.element_ty == tl.bfloat16 else tl.float32
+    wide: tl.constexpr = tl.bfloat16 if x.dtype.element_ty == tl.bfloat16 else tl.float32
     narrow: tl.constexpr = x.dtype.element_ty
     part = tl.program_id(1).to(tl.int64)
     start = part * part_rows
@@ -141,9 +180,10 @@ def _weights(
     bg_sum = tl.zeros([BLOCK_D], tl.float32)
     x += start * C
     grad += start * D
+    z += start * D
     for first in range(0, here, BLOCK_R):
-        x_RC = load_block(x, r, c, here - first, C)
-        grad_RD = load_block(grad, r, d, here - first, D)
+        x_RC = load_normed(x, affine, r, c, here - first, C, NORMED)
+        grad_RD = _load_grad(grad, z, completion, r, d, here - first, D, COMPLETED)
         x1 = dot(w1_KC, tl.trans(x_RC), tl.zeros([BLOCK_K, BLOCK_R], tl.float32), PRECISION) + bias1
         x2 = dot(w2_KC, tl.trans(x_RC), tl.zeros([BLOCK_K, BLOCK_R], tl.float32), PRECISION) + bias2
         wide_grad = grad_RD.to(wide)
@@ -159,18 +199,21 @@ def _weights(
             b2_sum += tl.sum(g2, 1)
         x += BLOCK_R * C
         grad += BLOCK_R * D
+        z += BLOCK_R * D
+    parts += part * (2 * K * C + D * K + 2 * K + D)  # w1, w2, wg, b1, b2, bg
     if BRANCHES:
         inside = (k < K)[:, None] & (c < C)[None, :]
-        at = part * K * C + k[:, None] * C + c[None, :]
-        tl.store(w1_parts + at, w1_sum, mask=inside)
-        tl.store(w2_parts + at, w2_sum, mask=inside)
-        tl.store(b1_parts + part * K + k, b1_sum, mask=k < K)
-        tl.store(b2_parts + part * K + k, b2_sum, mask=k < K)
+        at = parts + k[:, None] * C + c[None, :]
+        tl.store(at, w1_sum, mask=inside)
+        tl.store(at + K * C, w2_sum, mask=inside)
+        at = parts + 2 * K * C + D * K + k
+        tl.store(at, b1_sum, mask=k < K)
+        tl.store(at + K, b2_sum, mask=k < K)
     if PROJECTION:
-        at = part * D * K + d[None, :] * K + k[:, None]
-        tl.store(wg_parts + at, wg_sum, mask=(k < K)[:, None] & (d < D)[None, :])
+        at = parts + 2 * K * C + d[None, :] * K + k[:, None]
+        tl.store(at, wg_sum, mask=(k < K)[:, None] & (d < D)[None, :])
         if tl.program_id(0) == 0:
-            tl.store(bg_parts + part * D + d, bg_sum, mask=d < D)
+            tl.store(parts + 2 * K * C + D * K + 2 * K + d, bg_sum, mask=d < D)
 
 
 def star_mlp_backward(
@@ -185,51 +228,106 @@ def star_mlp_backward(
     placement: str,
 ) -> tuple[Tensor, ...]:
     sizes = Sizes(x, w1, wg)
+    arguments = sizes.arguments(w1, b1, w2, b2, wg, act, placement)
+    x_grad, sums = backward_rows(sizes, as_rows(grad, wg.transpose(0, 1)), as_rows(x, w1), arguments)
+    gw1, gb1, gw2, gb2, gwg, gbg = sums
+    like = [(gw1, w1), (gb1, w1), (gw2, w2), (gb2, w2), (gwg, wg), (gbg, wg)]
+    shaped = (g.view(w.shape).to(w.dtype) if g.dim() > 1 else g.to(w.dtype) for g, w in like)
+    return as_given(x_grad, x, w1, wg), *shaped
+
+
+def backward_rows(
+    sizes: Sizes,
+    grad: Tensor,
+    x: Tensor,
+    arguments: dict[str, Any],
+    affine: Tensor | None = None,
+    z: Tensor | None = None,
+    completion: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradient of rows x (R, C), and those of (w1, b1, w2, b2, wg, bg) in float32, from the gradient (R, D).
+
+    Args:
+        affine: as in ``forward_rows``; the gradient of x is then the one behind that norm.
+        z, completion: the output (R, D), and the three numbers a channel with which the gradient at it is completed
+            from ``grad``, which then stands behind a norm of the output.
+    """
     shared = {
-        "grad": as_rows(grad, wg.transpose(0, 1)),
-        "x": as_rows(x, w1),
-        "b1": b1,
-        "b2": b2,
-        **sizes.arguments(w1, b1, w2, b2, wg, act, placement),
+        "grad": grad,
+        "z": z if z is not None else grad,
+        "completion": completion,
+        "x": x,
+        "affine": affine,
+        "NORMED": affine is not None,
+        "COMPLETED": completion is not None,
+        **arguments,
     }
-    return as_given(_input_grad(sizes, shared), x, w1, wg), *_weight_grads(sizes, shared, w1, w2, wg)
-
-
-def _input_grad(sizes: Sizes, shared: dict[str, Any]) -> Tensor:
-    x_grad = torch.empty_like(shared["x"])
+    x_grad = torch.empty_like(x)
+    stored = x.dtype == torch.bfloat16 and max(sizes.channels, sizes.outputs) >= STORED_FROM and sizes.rows > 0
+    wide: dict[str, Any] = dict.fromkeys(("wide_grads", "product", "normed", "completed"))
+    if stored:
+        wide = _wide_tensors(sizes, x)
     if x_grad.numel():
         launch(
             _inputs,
             sizes.configs(INPUTS),
             lambda b: (cdiv(sizes.rows, b["BLOCK_R"]),),
-            sizes.key(),
+            (*sizes.key(), stored),
             x_grad.device,
             x_grad=x_grad,
+            STORED=stored,
+            **wide,
             **shared,
         )
-    return x_grad
+    return x_grad, _products(sizes, wide) if stored else _weight_grads(sizes, shared)
 
 
-def _weight_grads(sizes: Sizes, shared: dict[str, Any], w1: Tensor, w2: Tensor, wg: Tensor) -> list[Tensor]:
+def _wide_tensors(sizes: Sizes, x: Tensor) -> dict[str, Tensor]:
+    """What ``_inputs`` leaves: the branches' gradients side by side, their product, x behind its norm, and the gradient
+    at the output. The second and the third have columns of ones at the end, whose products are the biases' gradients.
+    """
+    c, k, d = sizes.channels, sizes.hidden, sizes.outputs
+    widths = {"wide_grads": 2 * k, "product": k + ONES.value, "normed": c + ONES.value, "completed": d}
+    made = {name: x.new_empty(sizes.rows, width) for name, width in widths.items()}
+    made["product"][:, k:] = 1
+    made["normed"][:, c:] = 1
+    return made
+
+
+def _products(sizes: Sizes, wide: dict[str, Tensor]) -> list[Tensor]:
+    """Gradients of (w1, b1, w2, b2, wg, bg)."""
+    c, k = sizes.channels, sizes.hidden
+    branches = _product(wide["wide_grads"], wide["normed"])
+    projection = _product(wide["completed"], wide["product"])
+    first, second = branches.split(k)
+    pairs = [(first, c), (second, c), (projection, k)]
+    return [part.contiguous() for grads, width in pairs for part in (grads[:, :width], grads[:, width])]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a' b in float32."""
+    return torch.mm(a.t(), b, out_dtype=torch.float32) if a.is_cuda else a.float().t() @ b.float()
+
+
+def _weight_grads(sizes: Sizes, shared: dict[str, Any]) -> list[Tensor]:
     """Of (w1, b1, w2, b2, wg, bg)."""
-    device, hidden, outputs = w1.device, (sizes.hidden,), (sizes.outputs,)
-    parts, part_rows = splits(cdiv(sizes.hidden, 64), sizes.rows, device, GRANULE)
-    shapes: dict[str, tuple[int, ...]] = {}
-    shapes.update(w1=w1.shape, b1=hidden, w2=w2.shape, b2=hidden, wg=wg.shape, bg=outputs)
-    sums = {name: torch.empty((parts, *shape), device=device) for name, shape in shapes.items()}
-    together = max(sizes.channels, sizes.outputs) <= MOST_SUMS
+    device, c, k, d = shared["x"].device, sizes.channels, sizes.hidden, sizes.outputs
+    parts, part_rows = splits(cdiv(k, 64), sizes.rows, device, GRANULE)
+    shapes: tuple[tuple[int, ...], ...] = ((k, c), (k, c), (d, k), (k,), (k,), (d,))
+    sums = torch.empty((parts, 2 * k * c + d * k + 2 * k + d), device=device)
+    together = max(c, d) <= MOST_SUMS
     for branches, projection in [(True, True)] if together else [(True, False), (False, True)]:
         launch(
             _weights,
             sizes.configs(WEIGHTS),
-            lambda b: (cdiv(sizes.hidden, b["BLOCK_K"]), parts),
+            lambda b: (cdiv(k, b["BLOCK_K"]), parts),
             (*sizes.key(), branches, projection),
             device,
+            parts=sums,
             part_rows=part_rows,
             BRANCHES=branches,
             PROJECTION=projection,
-            **{f"{name}_parts": value for name, value in sums.items()},
             **shared,
         )
-    dtypes = {"wg": wg.dtype, "bg": wg.dtype}
-    return [sum_parts(value, dtypes.get(name, w1.dtype)) for name, value in sums.items()]
+    w1, w2, wg, b1, b2, bg = sum_parts(sums, *shapes)
+    return [w1, b1, w2, b2, wg, bg]

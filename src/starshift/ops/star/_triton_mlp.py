@@ -25,10 +25,10 @@ from starshift.ops._triton import (
     power_of_two,
     precision,
 )
-from starshift.ops._triton_parts import dot
+from starshift.ops._triton_parts import dot, normalised
 from starshift.ops.star._triton_activation import star
 
-FORWARD = [(64, 32, 4, 1), (64, 32, 4, 2), (128, 32, 8, 2), (128, 64, 8, 2)]
+FORWARD = [(64, 32, 4, 1), (128, 32, 8, 2), (64, 64, 4, 2), (128, 64, 8, 2)]
 """BLOCK_R, BLOCK_K, warps, stages, where tensor cores multiply."""
 EXACT = [(32, 16, 4, 1), (32, 32, 8, 1), (64, 16, 8, 1)]
 """The same for exact float32 products, whose operands stand in registers."""
@@ -39,6 +39,15 @@ def load_block(pointer, row, column, rows, columns: tl.constexpr):
     """Tile [row, column] of a row-major matrix, zero outside."""
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     return tl.load(pointer + row[:, None] * columns + column[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def load_normed(pointer, affine, row, column, rows, columns: tl.constexpr, NORMED: tl.constexpr):
+    """As ``load_block``, seen through a batch norm; rows outside are then not zero."""
+    value = load_block(pointer, row, column, rows, columns)
+    if NORMED:
+        value = normalised(value.to(tl.float32), affine, column, columns).to(value.dtype)
+    return value
 
 
 @triton.jit
@@ -54,6 +63,7 @@ def load_bias(pointer, index, size: tl.constexpr, PRESENT: tl.constexpr):
 @triton.jit
 def _forward(
     x,
+    affine,
     w1,
     b1,
     w2,
@@ -68,6 +78,7 @@ def _forward(
     HAS_B1: tl.constexpr,
     HAS_B2: tl.constexpr,
     HAS_BG: tl.constexpr,
+    NORMED: tl.constexpr,
     ACT: tl.constexpr,
     PLACEMENT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -77,13 +88,13 @@ def _forward(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    wide: tl.constexpr = tl.bfloat16 if wg.dtype.element_ty == tl.bfloat16 else tl.float32
+    wide: tl.constexpr = tl.bfloat16 if x.dtype.element_ty == tl.bfloat16 else tl.float32
     start = tl.program_id(0).to(tl.int64) * BLOCK_R
     here = tl.minimum(rows - start, BLOCK_R)
     r = tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)
     d = tl.arange(0, BLOCK_D)
-    x_RC = load_block(x + start * C, r, c, here, C)
+    x_RC = load_normed(x + start * C, affine, r, c, here, C, NORMED)
     total = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
@@ -113,7 +124,15 @@ def star_mlp(
     placement: str,
 ) -> Tensor:
     sizes = Sizes(x, w1, wg)
-    rows, out = as_rows(x, w1), torch.empty((sizes.rows, sizes.outputs), dtype=wg.dtype, device=x.device)
+    arguments = sizes.arguments(w1, b1, w2, b2, wg, act, placement)
+    out = torch.empty((sizes.rows, sizes.outputs), dtype=wg.dtype, device=x.device)
+    return as_given(forward_rows(sizes, as_rows(x, w1), bg, out, arguments), x, w1, wg)
+
+
+def forward_rows(
+    sizes: Sizes, x: Tensor, bg: Tensor | None, out: Tensor, arguments: dict[str, Any], affine: Tensor | None = None
+) -> Tensor:
+    """Into ``out`` (R, D), from rows x (R, C), seen through the norm ``affine`` (3 C) if given."""
     if out.numel():
         launch(
             _forward,
@@ -121,15 +140,15 @@ def star_mlp(
             lambda b: (cdiv(sizes.rows, b["BLOCK_R"]),),
             sizes.key(),
             x.device,
-            x=rows,
-            b1=b1,
-            b2=b2,
+            x=x,
+            affine=affine,
             bg=bg,
             out=out,
             HAS_BG=bg is not None,
-            **sizes.arguments(w1, b1, w2, b2, wg, act, placement),
+            NORMED=affine is not None,
+            **arguments,
         )
-    return as_given(out, x, w1, wg)
+    return out
 
 
 class Sizes:
@@ -156,6 +175,8 @@ class Sizes:
     ) -> dict[str, Any]:
         return {
             "w1": w1.reshape(self.hidden, self.channels).contiguous(),
+            "b1": b1,
+            "b2": b2,
             "w2": w2.reshape(self.hidden, self.channels).contiguous(),
             "wg": wg.reshape(self.outputs, self.hidden).contiguous(),
             "rows": self.rows,
