@@ -27,7 +27,7 @@ DEPTHWISE = "3x3 depthwise convs"
 RUNTIME = "ONNX Runtime"
 PEERS = ("timm channels last", "timm compile channels last", "timm", "timm compile")
 SHIFT_PEERS = (REFERENCE_SHIFTS, DEPTHWISE)
-GRAPH = ", CUDA graph"
+GRAPH = " + CUDA graph"
 """A mode with this at its end records its whole step once and replays it: no time goes into launching kernels."""
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"shiftresnet20": {"expansion": 6, "num_classes": 10}}
 """Arguments that a model is measured with, where they are not its defaults."""
