@@ -7,12 +7,14 @@ With a GPU at hand: ``pytest tests/ops -k cuda``.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,7 @@ CASES = [
     (name, case)
     for name, case in ALL
     if find_spec(OPERATORS[name].reference.__module__.removesuffix("reference") + "cuda") is not None
+    and all(shape is None or prod(shape) for shape in case.tensors.values())
 ]
 every_case = pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{n}-{c.name}" for n, c in CASES])
 CHOICES = [config(4, 1, BLOCK=16), config(4, 2, BLOCK=32), config(8, 2, BLOCK=64)]
@@ -72,8 +75,7 @@ def test_the_fastest_configuration_that_fits_is_chosen() -> None:
         return times[ran[-1]]
 
     assert _triton.fastest(CHOICES, run, milliseconds, MemoryError) == CHOICES[2]
-    with pytest.raises(MemoryError):
-        _triton.fastest(CHOICES[1:2], run, milliseconds, MemoryError)
+    assert _triton.fastest(CHOICES[1:2], run, milliseconds, MemoryError) is None
 
 
 def test_choices_are_remembered_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +109,12 @@ def to_gpu(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
     return {k: None if t is None else t.detach().cuda().requires_grad_() for k, t in tensors.items()}
 
 
+def on_gpu(case: Case) -> Case:
+    """With the tensors among its options on the GPU."""
+    options = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in case.options.items()}
+    return dataclasses.replace(case, options=options)
+
+
 def gpu_gradients(output: Tensor, tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """As ``gradients`` of test_every_operator, with the same weights."""
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -125,7 +133,7 @@ def test_cuda_forward_and_every_gradient(name: str, case: Case, dtype: torch.dty
     results = []
     for _ in range(2):
         with use_kernel("triton"):
-            output = call(name, tensors, case)
+            output = call(name, tensors, on_gpu(case))
             grads = gpu_gradients(output, tensors)
         assert output.dtype == dtype
         assert_close("output", output.cpu(), expected, dtype)
@@ -141,6 +149,7 @@ def test_cuda_forward_and_every_gradient(name: str, case: Case, dtype: torch.dty
 def test_cuda_compiled_equals_eager(name: str, case: Case, layout: str) -> None:
     torch._dynamo.reset()
     tensors = to_gpu(make(case, torch.float32, LAYOUTS[layout]))
+    case = on_gpu(case)
     compiled = torch.compile(lambda t: call(name, t, case), fullgraph=True)
     expected, actual = call(name, tensors, case), compiled(tensors)
     assert_close("output", actual, expected)
@@ -155,8 +164,7 @@ def test_cuda_graph_recorded_and_replayed(name: str, case: Case) -> None:
     """Forward and backward in one graph; replayed on other numbers than it was recorded with."""
     tensors = to_gpu(make(case, torch.float32, torch.channels_last))
     present = [t for t in tensors.values() if t is not None]
-    if any(t.numel() == 0 for t in present):
-        pytest.skip("nothing to record")
+    case = on_gpu(case)
 
     def step() -> list[Tensor]:
         output = call(name, tensors, case)

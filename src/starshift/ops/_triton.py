@@ -67,13 +67,13 @@ def why_not() -> str | None:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether all tensors have a dtype that the kernels know, on one device that Triton compiles for.
+    """Whether all tensors have a dtype that the kernels know and some elements, on one device that Triton compiles for.
 
     CPU tensors are: only Triton's interpreter is ever handed them.
     """
     present = [t for t in tensors if t is not None]
     device = present[0].device
-    return all(t.dtype in DTYPES and t.device == device for t in present) and (
+    return all(t.dtype in DTYPES and t.device == device and t.numel() > 0 for t in present) and (
         device.type == "cpu" or _capability(device) >= CAPABILITY
     )
 
@@ -137,32 +137,35 @@ def launch(
     grid: Callable[[Mapping[str, int]], tuple[int, ...]],
     key: Sequence[Any],
     device: torch.device,
+    fallback: Config | None = None,
     **arguments: Any,
 ) -> None:
     """Run ``kernel`` on ``grid(blocks)`` programs in the configuration that suits ``key`` best.
 
     Args:
         kernel: a ``triton.jit`` function. It only writes its outputs, so that it may run several times.
-        configs: to choose from; the first must fit every device.
+        configs: to choose from.
         grid: numbers of programs, from the configuration's blocks.
         key: what the best configuration depends on: shapes, dtypes.
         device: of the tensors.
+        fallback: what fits every device, where ``configs`` may not.
         arguments: the kernel's arguments by name.
     """
 
     if device.type != "cuda":
-        choice = configs[0]
+        choice = fallback or configs[0]
         kernel[grid(choice.blocks)](**arguments, **choice.blocks, num_warps=choice.warps, num_stages=choice.stages)
     elif device.index == torch.cuda.current_device():
-        _launch(kernel, configs, grid, key, device, arguments)
+        _launch(kernel, configs, fallback or configs[0], grid, key, device, arguments)
     else:
         with torch.cuda.device(device):
-            _launch(kernel, configs, grid, key, device, arguments)
+            _launch(kernel, configs, fallback or configs[0], grid, key, device, arguments)
 
 
 def _launch(
     kernel: Any,
     configs: Sequence[Config],
+    fallback: Config,
     grid: Callable[[Mapping[str, int]], tuple[int, ...]],
     key: Sequence[Any],
     device: torch.device,
@@ -177,7 +180,7 @@ def _launch(
     quick = (id(kernel), device.index, *key)
     choice = _quick.get(quick)
     if choice is None:
-        choice = _choose(kernel, configs, key, device, run)
+        choice = _choose(kernel, configs, fallback, key, device, run)
         if not torch.cuda.is_current_stream_capturing():
             _quick[quick] = choice
     run(choice)
@@ -204,7 +207,12 @@ _compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def _choose(
-    kernel: Any, configs: Sequence[Config], key: Sequence[Any], device: torch.device, run: Callable[[Config], None]
+    kernel: Any,
+    configs: Sequence[Config],
+    fallback: Config,
+    key: Sequence[Any],
+    device: torch.device,
+    run: Callable[[Config], None],
 ) -> Config:
     import triton
 
@@ -212,13 +220,14 @@ def _choose(
     if name in _chosen:
         return _chosen[name]
     if torch.cuda.is_current_stream_capturing():
-        return configs[0]
+        return fallback
     stored = read_cache(cache_file()).get(name)
-    known = [c for c in configs if _as_json(c) == stored]
+    known = [c for c in (*configs, fallback) if _as_json(c) == stored]
     if known:
         _chosen[name] = known[0]
     else:
-        _chosen[name] = fastest(configs, run, _milliseconds, triton.runtime.errors.OutOfResources)
+        too_big = triton.runtime.errors.OutOfResources
+        _chosen[name] = fastest(configs, run, _milliseconds, too_big) or fallback
         write_cache(cache_file(), name, _as_json(_chosen[name]))
     return _chosen[name]
 
@@ -228,23 +237,16 @@ def fastest(
     run: Callable[[Config], None],
     milliseconds: Callable[[Callable[[], None]], float],
     too_big: type[Exception],
-) -> Config:
+) -> Config | None:
     """The configuration that takes the least time; those that need more memory than a multiprocessor has are left out.
-
-    Raises:
-        too_big: as the kernel did, if every configuration does.
-    """
+    None if all do."""
     times: dict[int, float] = {}
-    failure: Exception | None = None
     for index, choice in enumerate(configs):
         try:
             times[index] = milliseconds(lambda choice=choice: run(choice))  # type: ignore[misc]
-        except too_big as error:
-            failure = error
-    if not times:
-        assert failure is not None
-        raise failure
-    return configs[min(times, key=lambda index: times[index])]
+        except too_big:
+            continue
+    return configs[min(times, key=lambda index: times[index])] if times else None
 
 
 def _milliseconds(run: Callable[[], None]) -> float:

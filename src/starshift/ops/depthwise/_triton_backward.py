@@ -18,7 +18,7 @@ from starshift.ops._triton import cdiv, channels_last, config, image_layout, lau
 from starshift.ops._triton_parts import index_type, sum_parts
 from starshift.ops.depthwise._triton_forward import constants, convolve, locate, taps_first, tiles
 
-WEIGHTS = [(8, 2, 1), (4, 1, 1), (8, 4, 1)]
+WEIGHTS = [(4, 1, 1), (8, 4, 1)]
 """BLOCK_X, warps, stages."""
 PROGRAMS = 8
 """Programs of one or two warps that a multiprocessor needs to have its memory busy."""

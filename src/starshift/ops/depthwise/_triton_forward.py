@@ -8,6 +8,8 @@ once loaded, is multiplied by the taps with which it enters each of the four row
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -149,7 +151,7 @@ def convolve(
             _forward,
             tiles(channels, size[1]),
             lambda b: (n * cdiv(size[0], ROWS.value) * cdiv(size[1], b["BLOCK_X"]) * cdiv(channels, b["BLOCK_C"]),),
-            (n.bit_length(), *x.shape[1:], *weight.shape[2:], *stride, *padding, *dilation, x.dtype, turned),
+            (n.bit_length(), *x.shape[1:], *weight.shape[2:], *stride, *padding, *dilation, x.dtype),
             x.device,
             x=x,
             weight=taps_first(weight.flip(2, 3) if turned else weight),
@@ -181,7 +183,7 @@ def tiles(channels: int, width: int) -> list[Config]:
     """Small tiles: a tap that a thread loads serves several pixels, and four rows of many would not fit its
     registers."""
     found: list[Config] = []
-    for columns, wide, warps in ((8, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 2), (4, 64, 1)):
+    for columns, wide, warps in ((8, 16, 1), (16, 32, 2)):
         columns, wide = min(columns, power_of_two(width, 4)), min(wide, power_of_two(channels))
         choice = config(warps, 1, BLOCK_X=columns, BLOCK_C=wide)
         if choice not in found:
@@ -189,7 +191,7 @@ def tiles(channels: int, width: int) -> list[Config]:
     return found
 
 
-def constants(weight: Tensor, stride: list[int], dilation: list[int]) -> dict[str, int]:
+def constants(weight: Tensor, stride: list[int], dilation: list[int]) -> dict[str, Any]:
     """What the kernels are compiled for."""
     return {
         "C": weight.shape[0],

@@ -158,8 +158,6 @@ class Norm:
 
     def _over_rows(self, kernel, **arguments) -> None:
         wide = self.wide
-        if not self.rows:
-            return
         launch(
             kernel,
             [config(4, 1, BLOCK_R=2048 // wide, BLOCK_C=wide)],

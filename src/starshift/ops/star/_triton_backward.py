@@ -19,10 +19,10 @@ from torch import Tensor
 from starshift.ops._triton import cdiv, launch, splits
 from starshift.ops._triton_parts import complete, dot, sum_parts
 from starshift.ops.star._triton_activation import star, star_backward
-from starshift.ops.star._triton_mlp import Sizes, as_given, as_rows, load_bias, load_block, load_normed
+from starshift.ops.star._triton_mlp import SMALLEST, Sizes, as_given, as_rows, load_bias, load_block, load_normed
 
-INPUTS = [(32, 16, 4, 1), (64, 32, 4, 1), (64, 32, 4, 3), (128, 32, 8, 2), (128, 64, 8, 1)]
-WEIGHTS = [(32, 16, 4, 1), (32, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 1)]
+INPUTS = [(64, 32, 4, 1), (64, 32, 4, 3), (128, 32, 8, 2)]
+WEIGHTS = [(32, 64, 4, 3), (64, 64, 4, 1)]
 """BLOCK_R, BLOCK_K, warps, stages, where tensor cores multiply."""
 MOST_SUMS = 128
 """Channels for which one program can hold the sums for three weights; for more, two launches share them."""
@@ -274,6 +274,7 @@ def backward_rows(
             lambda b: (cdiv(sizes.rows, b["BLOCK_R"]),),
             (*sizes.key(), stored),
             x_grad.device,
+            SMALLEST,
             x_grad=x_grad,
             STORED=stored,
             **wide,
@@ -323,6 +324,7 @@ def _weight_grads(sizes: Sizes, shared: dict[str, Any]) -> list[Tensor]:
             lambda b: (cdiv(k, b["BLOCK_K"]), parts),
             (*sizes.key(), branches, projection),
             device,
+            SMALLEST,
             parts=sums,
             part_rows=part_rows,
             BRANCHES=branches,

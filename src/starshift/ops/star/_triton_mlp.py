@@ -28,8 +28,10 @@ from starshift.ops._triton import (
 from starshift.ops._triton_parts import dot, normalised
 from starshift.ops.star._triton_activation import star
 
-FORWARD = [(64, 32, 4, 1), (128, 32, 8, 2), (64, 64, 4, 2), (128, 64, 8, 2)]
+FORWARD = [(64, 32, 4, 1), (128, 32, 8, 2), (64, 64, 4, 2)]
 """BLOCK_R, BLOCK_K, warps, stages, where tensor cores multiply."""
+SMALLEST = config(4, 1, BLOCK_R=32, BLOCK_K=16)
+"""What fits every device."""
 EXACT = [(32, 16, 4, 1), (32, 32, 8, 1), (64, 16, 8, 1)]
 """The same for exact float32 products, whose operands stand in registers."""
 
@@ -140,6 +142,7 @@ def forward_rows(
             lambda b: (cdiv(sizes.rows, b["BLOCK_R"]),),
             sizes.key(),
             x.device,
+            SMALLEST,
             x=x,
             affine=affine,
             bg=bg,
