@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -57,7 +59,7 @@ def in_order_of(x: Tensor, other: Tensor) -> Tensor:
     return other if other.stride() == x.stride() else torch.empty_like(x, dtype=other.dtype).copy_(other)
 
 
-def _launch(kernel: triton.JITFunction, x: Tensor, act: str, placement: str, **tensors: Tensor) -> None:
+def _launch(kernel: triton.JITFunction, x: Tensor, act: str, placement: str, **tensors: Any) -> None:
     size = x.numel()
     if size:
         launch(
