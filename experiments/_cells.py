@@ -54,12 +54,20 @@ class Context:
     runs: Path
 
     def train(self, model: str, settings: Mapping[str, Any]) -> Run:
-        """The finished run of these settings: found, gone on with, or trained now."""
+        """The finished run of these settings: found, gone on with, or trained now. Cells side by side that want the
+        same one wait for the first."""
+        from filelock import FileLock
+
         named = {"recipe": "quick", "workers": 0, **settings, "data": self.data, "model": model}
         named |= SMOKE if self.budget == "smoke" else {}
         digest = hashlib.sha256(as_text(named).encode()).hexdigest()[:12]
         recipe = named.pop("recipe")
         folder = self.runs / f"{model}-{digest}"
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.runs / f"{folder.name}.lock"):
+            return self._train(folder, recipe, named)
+
+    def _train(self, folder: Path, recipe: str, named: Mapping[str, Any]) -> Run:
         if (folder / "summary.json").is_file():
             return Run.open(folder)
         if (folder / "checkpoints" / "last.ckpt").is_file():

@@ -74,6 +74,13 @@ def test_jobs_side_by_side_measure_the_same(tmp_path: Path) -> None:
     assert alone == together and set(alone) == {"star", "sum"}
 
 
+def test_jobs_that_want_the_same_network_train_it_once(tmp_path: Path) -> None:
+    run_experiment("compression", None, "smoke", tmp_path / "runs", tmp_path, jobs=2, threads=1, say=lambda _: None)
+    rows = read("compression", tmp_path)
+    assert len(rows) == len(load("compression").cells("smoke"))
+    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == len({row["network"] for row in rows})
+
+
 def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     context = Context("digits", "smoke", tmp_path)
     settings: dict[str, Any] = {"model_args": {"expansion": 1}}

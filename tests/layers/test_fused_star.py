@@ -48,7 +48,7 @@ def step(made: StarBlock, x: Tensor, fused: bool) -> tuple[Tensor, dict[str, Ten
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     out = made(x) if fused else made.by_layers(x)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (out.double() * weights).sum().backward()
+    (out.double() * weights.to(out.device)).sum().backward()
     values = {f"gradient of {k}": p.grad for k, p in made.named_parameters()}
     return out.detach(), {"gradient of x": x.grad, **values, **dict(made.named_buffers())}
 

@@ -73,7 +73,7 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
     )
     scale = None
     if isinstance(drop, DropPath) and drop.training and drop.drop_prob > 0:
-        scale = drop(torch.ones(x.shape[0], 1, 1, 1, dtype=x.dtype)).float().view(-1)
+        scale = drop(x.new_ones(x.shape[0], 1, 1, 1)).float().view(-1)
     out, statistics = star_block(
         x,
         weights,
