@@ -114,6 +114,24 @@ def operators() -> str:
     return table((*header, "GFLOP/s, of", "GB/s, of", "machine", "commit"), rows)
 
 
+def gpu_kernels() -> str:
+    """The fastest configuration of each Triton kernel, of those that were tried."""
+    rows = [
+        (
+            r["kernel"],
+            f"{r['batch']} x {r['channels']} x {r['size']}²",
+            r["dtype"],
+            r["tile"],
+            r["us"],
+            f"{r['peer']} {r['peer_us']}".strip() or "-",
+            machine(r),
+            r["commit"],
+        )
+        for r in latest(read("gpu_kernels.csv"), "kernel", "channels", "size", "batch", "dtype", "gpu")
+    ]
+    return table(("kernel", "tensor", "dtype", "fastest tile", "µs", "peer, µs", "machine", "commit"), rows)
+
+
 def training_speed() -> str:
     """Training steps beside the best of timm's modes, and beside each other form of a ShiftNet."""
     rows = []
@@ -203,6 +221,7 @@ TABLES: dict[str, Callable[[], str]] = {
         cifar10,
         loader,
         operators,
+        gpu_kernels,
         training_speed,
         inference_speed,
         deploy,
