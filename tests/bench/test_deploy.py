@@ -157,6 +157,7 @@ def test_what_was_measured_is_kept(
 
 def test_every_target_that_is_found_is_a_form() -> None:
     assert set(targets()) | {"eager", "compile", "kernels", "onnx-by-timm"} == {form.target for form in all_forms()}
+    assert choose_forms(["onnx-fp32", "openvino-int8"]) == [Form("onnx"), Form("openvino", "int8")]
     assert choose_forms(["onnx", "eager"])[0] == Form("eager") and Form("onnx") in choose_forms(["onnx"])
     assert choose_forms([]) == all_forms()
     assert Form("onnx", "int8").name == "onnx-int8" and Form("onnx").name == "onnx"

@@ -57,17 +57,21 @@ def all_forms() -> list[Form]:
 
 
 def choose_forms(wanted: Sequence[str]) -> list[Form]:
-    """The forms that these names mean: ``onnx`` is all precisions of it, ``onnx-int8`` one, nothing is every form.
+    """The forms that these names mean: ``onnx`` is all precisions of it, ``onnx-fp32`` and ``onnx-int8`` one, nothing is
+    every form.
 
     Raises:
         StarshiftError: there is none of that name; the message lists those there are.
     """
     there = all_forms()
-    names = dict.fromkeys([*(form.target for form in there), *(form.name for form in there)])
+    files = [form for form in there if form.is_file]
+    exact = {f"{form.target}-{form.precision}": form for form in files}
+    names = dict.fromkeys([*(form.target for form in there), *(form.name for form in there), *exact])
     for name in wanted:
         if name not in names:
             raise StarshiftError(f"no target '{name}'.{nearest(name, names)} There are: {', '.join(names)}")
-    return [form for form in there if not wanted or form.target in wanted or form.name in wanted]
+    chosen = [exact[name] for name in wanted if name in exact]
+    return [form for form in there if not wanted or form.target in wanted or form.name in wanted or form in chosen]
 
 
 def missing(form: Form) -> str | None:
