@@ -57,8 +57,7 @@ def all_forms() -> list[Form]:
 
 
 def choose_forms(wanted: Sequence[str]) -> list[Form]:
-    """The forms that these names mean: ``onnx`` is all precisions of it, ``onnx-fp32`` and ``onnx-int8`` one, nothing is
-    every form.
+    """The forms that these names mean: ``onnx`` is all precisions of it, ``onnx-int8`` one, nothing is every form.
 
     Raises:
         StarshiftError: there is none of that name; the message lists those there are.
