@@ -99,6 +99,50 @@ def test_a_damaged_file_of_choices_is_replaced_with_a_warning(tmp_path: Path, co
     assert list(json.loads(path.read_text())) == ["a"]
 
 
+class FakeKernel:
+    """Counts compilations; what it compiles notes the grid and the values that it is handed."""
+
+    arg_names = ("x", "size", "BLOCK")
+
+    def __init__(self) -> None:
+        self.compiled: list[dict] = []
+        self.launched: list[tuple] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        def compile_and_run(**arguments):
+            self.compiled.append(arguments)
+            return self._Compiled(self)
+
+        return compile_and_run
+
+    class _Compiled:
+        def __init__(self, kernel: FakeKernel) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]):
+            return lambda *values: self.kernel.launched.append((grid, values))
+
+
+def test_a_kernel_is_compiled_once_for_what_it_was_specialised_to() -> None:
+    kernel, device = FakeKernel(), torch.device("cuda", 0)
+    x = torch.zeros(64)
+
+    def run(x: Tensor, size: int, block: int = 16) -> None:
+        _triton._run(kernel, config(4, 1, BLOCK=block), (size,), device, {"size": size, "x": x})
+
+    run(x, 48)
+    assert kernel.compiled == [{"x": x, "size": 48, "BLOCK": 16, "num_warps": 4, "num_stages": 1}]
+    run(torch.ones(64), 48)
+    ((grid, values),) = kernel.launched
+    assert grid == (48, 1, 1) and torch.equal(values[0], torch.ones(64)) and values[1:] == (48, 16)
+    for changed in ({"x": x[1:], "size": 48}, {"x": x.bfloat16(), "size": 48}, {"x": x, "size": 1}):
+        before = len(kernel.compiled)
+        run(**changed)
+        assert len(kernel.compiled) == before + 1
+    run(x, 48, block=32)
+    assert len(kernel.compiled) == 5 and len(kernel.launched) == 1
+
+
 def test_parts_of_a_sum_cover_all_rows_once() -> None:
     for rows in (0, 1, 63, 64, 65, 1000, 10**7):
         parts, each = _triton.splits(3, rows, torch.device("cpu"), 64)

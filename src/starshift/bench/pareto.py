@@ -54,12 +54,13 @@ def latest(rows: Sequence[Row]) -> list[Row]:
 
 def _one_accuracy(rows: Sequence[Row]) -> list[Row]:
     """Accuracy measured on the user's images and that published for ImageNet belong on no common axis: of the two, only
-    the kind of the last row that has one is kept, and networks without it are plotted apart."""
+    the kind of the last row that has one is kept, and networks without it are plotted apart. What was published for an
+    architecture says nothing about one that was trained, and measured, on other images."""
     with_any = [row for row in rows if accuracy_of(row) is not None]
     if not with_any:
         return list(rows)
-    other = "published_top1" if with_any[-1].get("top1") else "top1"
-    return [{**row, other: ""} for row in rows]
+    measured = bool(with_any[-1].get("top1"))
+    return [row if bool(row.get("top1")) == measured else {**row, "top1": "", "published_top1": ""} for row in rows]
 
 
 def machine(row: Row) -> str:
