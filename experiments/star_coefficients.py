@@ -30,11 +30,11 @@ SETTING = (
     " 96; a sum has linear coefficients. The penalty is the mean of log M - log(participation ratio)"
 )
 READING = (
-    "Training hardly thins the coefficients out (19 to 17 percent at work), but it gives them heavy tails, turns the two"
-    " branches of a channel towards each other (cos² from 0.03 to 0.28) and makes channels alike: of 73 different ones"
-    " 27 are left. So much of the implicit dimension goes unused, and the sum, whose 24 become 7, wastes more. The light"
-    " penalty spreads the energy, keeps more channels apart and gains a point in both repeats; ten times its weight"
-    " spreads further and gains next to nothing. Two repeats of three epochs: a hint, no proof"
+    "Training hardly thins the coefficients out (19 to 17 percent at work), but it gives them heavy tails, turns the"
+    " two branches of a channel towards each other (cos² from 0.03 to 0.28) and makes channels alike: of 73 different"
+    " ones 27 are left. So much of the implicit dimension goes unused, and the sum, whose 24 become 7, wastes more. The"
+    " light penalty spreads the energy, keeps more channels apart and gains a point in both repeats; ten times its"
+    " weight spreads further and gains next to nothing. Two repeats of three epochs: a hint, no proof"
 )
 COST = {
     "smoke": "15 s",

@@ -112,7 +112,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(StarshiftError, match="Did you mean 'star_width'"):
         run("star_widht", "small")
-    with pytest.raises(StarshiftError, match="--budget is one of"):
+    with pytest.raises(StarshiftError, match="--budget of star_width is one of"):
         run("star_width", "smal")
     with pytest.raises(StarshiftError, match="--data"):
         run("star_width", "small")

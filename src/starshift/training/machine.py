@@ -75,7 +75,7 @@ def device_name(accelerator: str, count: int) -> str:
 
 
 def kernels_name(accelerator: str, wanted: bool) -> str:
-    """Which kernels run on this device, as shown to people: ``avx2, 2 threads``; or why none do."""
+    """Which kernels run on this device, as shown to people: ``avx2, 2 threads``, ``triton``; or why none do."""
     if not wanted:
         return "none, as asked: plain PyTorch"
     if accelerator == "cpu":
@@ -84,7 +84,9 @@ def kernels_name(accelerator: str, wanted: bool) -> str:
         threads = _native.threads()
         return f"{_native.instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
     names = sorted({k.name for operator in OPERATORS.values() for k in operator.kernels if k.device == accelerator})
-    return ", ".join(names) or f"none for {accelerator}: plain PyTorch"
+    if not names:
+        return f"none for {accelerator}: plain PyTorch"
+    return f"{', '.join(names)} (a network's first step compiles them: a minute or more, later runs find them)"
 
 
 def choose_workers(workers: int | None, accelerator: str, count: int, in_memory: bool) -> int:
