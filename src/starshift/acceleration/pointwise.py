@@ -34,7 +34,7 @@ class AcceleratedPointwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         learns = torch.is_grad_enabled() and self.weight.requires_grad
-        if not learns or not runs_kernels(input) or _pixels(input) < _LEAST_PIXELS:
+        if not learns or not runs_kernels(input, "pointwise_conv2d") or _pixels(input) < _LEAST_PIXELS:
             return super().forward(input)
         return pointwise_conv2d(input, self.weight, self.bias)
 
@@ -62,7 +62,8 @@ class AcceleratedMlp(Mlp):
         drops = [d for d in (self.drop1, self.drop2) if d.p > 0 and d.training]
         parts = (self.fc1, self.act, self.drop1, self.norm, self.fc2, self.drop2)
         act = activation_name(self.act)
-        if drops or act is None or not runs_kernels(x) or _pixels(x) < _LEAST_PIXELS or any(map(is_watched, parts)):
+        small = _pixels(x) < _LEAST_PIXELS
+        if drops or act is None or small or not runs_kernels(x, "pointwise_mlp") or any(map(is_watched, parts)):
             return super().forward(x)
         return pointwise_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, act)
 

@@ -25,13 +25,14 @@ def has_kernels(x: Tensor, operator: str) -> bool:
         return False
     device = x.device.type
     there = any(kernel.device == device for kernel in OPERATORS[operator].kernels)
-    return there and (autocast_dtype(x) or x.dtype) in _STORAGE and x.numel() > 0 and (device == "cpu" or usable(x))
+    fits = (autocast_dtype(x) or x.dtype) in _STORAGE and x.numel() > 0
+    return there and fits and (device == "cpu" or torch.compiler.is_compiling() or usable(x))
 
 
-def runs_kernels(x: Tensor) -> bool:
+def runs_kernels(x: Tensor, operator: str) -> bool:
     """Whether they run on ``x`` just as it is: channels last, and of a dtype that kernels store."""
     return (
-        has_kernels(x, "batch_norm_act")
+        has_kernels(x, operator)
         and x.dtype in _STORAGE
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -52,7 +53,7 @@ def is_watched(module: nn.Module) -> bool:
 
 def can_normalise(norm: Any, x: Tensor) -> bool:
     """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the norm's own."""
-    return runs_kernels(x) and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
+    return runs_kernels(x, "batch_norm_act") and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
 
 
 def norm_act(norm: nn.Module, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
