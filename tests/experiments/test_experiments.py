@@ -66,19 +66,15 @@ def test_smoke(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
-def test_jobs_side_by_side_measure_the_same(tmp_path: Path) -> None:
+def test_jobs_side_by_side_measure_the_same_and_train_a_network_that_several_want_once(tmp_path: Path) -> None:
+    found = []
     for jobs in (1, 2):
-        results = tmp_path / str(jobs)
-        run_experiment("star_depth", None, "smoke", results / "runs", results, jobs=jobs, threads=1, say=lambda _: None)
-    alone, together = ({r["mode"]: r["top1"] for r in read("star_depth", tmp_path / n)} for n in "12")
-    assert alone == together and set(alone) == {"star", "sum"}
-
-
-def test_jobs_that_want_the_same_network_train_it_once(tmp_path: Path) -> None:
-    run_experiment("compression", None, "smoke", tmp_path / "runs", tmp_path, jobs=2, threads=1, say=lambda _: None)
-    rows = read("compression", tmp_path)
-    assert len(rows) == len(load("compression").cells("smoke"))
-    assert len(list((tmp_path / "runs").glob("*/summary.json"))) == len({row["network"] for row in rows})
+        out = tmp_path / str(jobs)
+        run_experiment("compression", None, "smoke", out / "runs", out, jobs=jobs, threads=1, say=lambda _: None)
+        rows = read("compression", out)
+        assert len(list((out / "runs").glob("*/summary.json"))) == len({row["network"] for row in rows})
+        found.append({(r["network"], r["weights"], r["bits"]): (r["top1"], r["bytes"]) for r in rows})
+    assert found[0] == found[1] and len(found[0]) == len(load("compression").cells("smoke"))
 
 
 def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
