@@ -23,8 +23,9 @@ from torch import Tensor
 
 from starshift.layers import fused_star
 from starshift.models import create_model
-from starshift.ops import OPERATORS, _triton, use_kernel
+from starshift.ops import OPERATORS, _triton, star, use_kernel
 from starshift.ops._case import Case
+from starshift.ops._operator import forced_kernel
 from starshift.ops._triton import config
 from tests.layers.test_fused_star import CASES as BLOCKS
 from tests.layers.test_fused_star import block, step
@@ -273,3 +274,23 @@ def test_cuda_network_trains_as_by_plain_pytorch() -> None:
             found.append(loss.detach().cpu())
         losses.append(torch.stack(found))
     assert_close("losses", losses[0], losses[1].double(), torch.float16)
+
+
+def test_a_forced_kernel_is_forced_in_the_backward_too() -> None:
+    """Wherever that runs: a GPU's backward has a thread of its own."""
+    seen: list[str | None] = []
+    operator = OPERATORS["star_backward"]
+    run = operator.overload
+
+    def noted(*args):
+        seen.append(forced_kernel())
+        return run(*args)
+
+    x = torch.randn(4, requires_grad=True)
+    with use_kernel("reference"):
+        y = star(x, x.detach(), "relu", "first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operator, "overload", noted)
+        patch.setattr(operator, "_eager", None)
+        y.sum().backward()
+    assert seen == ["reference"] and forced_kernel() is None

@@ -93,7 +93,9 @@ def test_results_lie_as_the_reference_says_they_do_on_a_gpu(name: str, case: Cas
     if name == "batch_norm_act":
         output = output[0]
         statistics = [torch.zeros(args[0].shape[1]), torch.ones(args[0].shape[1])]
-        calls.append((f"{name}_backward", [output, *args[:4], *statistics, *args[7:], True]))
+        for last in (torch.contiguous_format, torch.channels_last):
+            grad = output.contiguous(memory_format=last)
+            calls.append((f"{name}_backward", [grad, *args[:4], *statistics, *args[7:], True]))
     elif f"{name}_backward" in OPERATORS:
         biased = ("bg",) if name == "star_mlp" else ("bias",)
         names = [a.name for a in OPERATORS[name].overload._schema.arguments]

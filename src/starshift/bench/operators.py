@@ -54,7 +54,7 @@ class Call:
             layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
             self.tensors[name] = tensor.to(device, dtype).contiguous(memory_format=layout).requires_grad_()
         output = self.forward()
-        self.grad = torch.randn(output.shape, generator=generator).to(output)
+        self.grad = torch.empty_like(output).copy_(torch.randn(output.shape, generator=generator))
 
     def forward(self) -> Any:
         return getattr(starshift.ops, self.operator)(**self.tensors, **self.options)
@@ -77,11 +77,12 @@ def _plain(call: Call) -> Step:
     @contextmanager
     def reference_only() -> Iterator[None]:
         operator: Any = OPERATORS[call.operator]
-        kept, operator.overload = operator.overload, operator.reference
+        kept = operator.overload, operator._eager  # the latter has our backward
+        operator.overload, operator._eager = operator.reference, None
         try:
             yield
         finally:
-            operator.overload = kept
+            operator.overload, operator._eager = kept
 
     def forward() -> Tensor:
         with reference_only():
@@ -213,6 +214,7 @@ def bench_operators(
             raise StarshiftError(f"dtype is one of {', '.join(DTYPES)}, not '{name}'.{nearest(name, list(DTYPES))}")
     chosen = bench_cases(operators, cases)
     if device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # as PyTorch has it for matrix products: float32 means float32
         chosen = [(n, case) for n, case in chosen if any(k.device == device for k in OPERATORS[n].kernels)]
     keep_freed_memory()
     before = torch.get_num_threads()

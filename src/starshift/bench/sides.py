@@ -115,6 +115,7 @@ def _take_steps(pipe: Connection, spec: Spec, folder: Path) -> None:
 
     keep_freed_memory()
     torch.set_num_threads(spec.threads)
+    torch.backends.cudnn.allow_tf32 = False  # as PyTorch has it for matrix products: float32 means float32
     torch.manual_seed(0)
     step, before = _inference(spec, folder) if spec.inference else _training(spec)
     if spec.mode.endswith(GRAPH):
@@ -230,7 +231,7 @@ def _builder(spec: Spec) -> Callable[[], Any]:
     arguments = ARGUMENTS.get(spec.model, {})
     if spec.mode.startswith("timm"):
         return lambda: timm.create_model(spec.model, **arguments)
-    if spec.mode == DEPTHWISE:
+    if spec.mode.removesuffix(GRAPH) == DEPTHWISE:
         return lambda: shifts_to_depthwise(starshift.create_model(spec.model, **arguments))
     if spec.model in list_models():
         return lambda: starshift.create_model(spec.model, **arguments)

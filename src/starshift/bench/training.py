@@ -170,7 +170,7 @@ def _common(suite: str, side: Side, ours: Side, rounds: int) -> dict[str, Any]:
         "size": spec.size,
         "threads": spec.threads,
         "device": spec.device,
-        "kernels": _native.instruction_set() or "none",
+        "kernels": "triton" if spec.device == "cuda" else _native.instruction_set() or "none",
         "mode": spec.mode,
         "rounds": len(side.times),
         "ratio": round(statistics.median(ratios), 3) if ratios else "",
@@ -182,7 +182,7 @@ def _common(suite: str, side: Side, ours: Side, rounds: int) -> dict[str, Any]:
 def _training_columns(side: Side, macs: int) -> dict[str, Any]:
     spec = side.spec
     seconds = statistics.median(side.times) if side.times else None
-    counted = seconds is not None and spec.mode != DEPTHWISE  # which is another network
+    counted = seconds is not None and spec.mode.removesuffix(GRAPH) != DEPTHWISE  # which is another network
     known = side.memory_mb is not None and not math.isnan(side.memory_mb)
     return {
         "amp": spec.amp,

@@ -14,7 +14,7 @@ from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.norm import has_kernels, is_watched
 from starshift.ops._operator import autocast_dtype
 from starshift.ops.star_block import Weights, star_block
-from starshift.ops.star_block.cuda import widest
+from starshift.ops.star_block.cuda import why_not_on_gpu
 from starshift.ops.star_block.infer import Folded, Prepared
 
 _PARTS = {
@@ -35,9 +35,10 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     """
     if not has_kernels(x, "star_block"):
         return "no kernel"
-    if x.device.type != "cpu" and x.shape[1] > widest(autocast_dtype(x) or x.dtype):
-        return "more channels than the kernel holds"
-    return why_unfusable(block)
+    unfusable = why_unfusable(block)
+    if unfusable or x.device.type == "cpu":
+        return unfusable
+    return why_not_on_gpu(block.parameters(), x.shape[1], autocast_dtype(x) or x.dtype)
 
 
 def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:

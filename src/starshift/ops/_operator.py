@@ -10,7 +10,7 @@ chooses by device; the only way to force a kernel is the context manager :func:`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -74,17 +74,22 @@ class Operator:
         """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``."""
         count = len(self.overload._schema.arguments)
 
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.forced_kernel = _forced.get()  # a GPU's backward runs in a thread of its own, which has no context
+            setup_context(ctx, inputs, output)
+
         def guarded(ctx: Any, *grads: Tensor | None) -> Any:
             if all(grad is None for grad in grads):  # nobody differentiates any of the outputs
                 return (None,) * count
-            return backward(ctx, *grads)
+            with nullcontext() if ctx.forced_kernel is None else use_kernel(ctx.forced_kernel):
+                return backward(ctx, *grads)
 
-        torch.library.register_autograd(f"{NAMESPACE}::{self.name}", guarded, setup_context=setup_context, lib=_LIBRARY)
+        torch.library.register_autograd(f"{NAMESPACE}::{self.name}", guarded, setup_context=setup, lib=_LIBRARY)
 
         def forward(ctx: Any, *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 output = self.overload(*args)
-            setup_context(ctx, args, output)
+            setup(ctx, args, output)
             return output
 
         # What register_autograd made, without its bookkeeping, which costs more than a small kernel.

@@ -114,7 +114,7 @@ def splits(tasks: int, rows: int, device: torch.device, granule: int, programs: 
 
 def precision() -> str:
     """How float32 matrices are multiplied: exactly, unless PyTorch has been allowed TF32."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ INTERPRETED = tl.constexpr(not isinstance(_sum_parts, triton.runtime.JITFunction
 
 def sum_parts(parts: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
     """The sums over the first dimension of contiguous float32 ``parts``, (P, S), as float32 tensors of these shapes,
-    one behind the other in S."""
+    one behind the other in S. Each has its own memory, aligned."""
     size = parts.shape[1]
-    out = torch.empty(size, device=parts.device)
+    out = torch.empty(size, dtype=torch.float32, device=parts.device)
     if size:
         launch(
             _sum_parts,
@@ -79,7 +79,9 @@ def sum_parts(parts: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
             count=parts.shape[0],
         )
     sizes = [prod(shape) for shape in shapes]
-    return [part.view(shape) for part, shape in zip(out.split(sizes), shapes, strict=True)]
+    first, *others = out.split(sizes)
+    found = [first, *(part.clone() for part in others)]
+    return [part.view(shape) for part, shape in zip(found, shapes, strict=True)]
 
 
 def index_type(*sizes: Tensor | int) -> Any:

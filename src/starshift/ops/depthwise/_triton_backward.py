@@ -227,7 +227,7 @@ def weight_grads(
     rows, wide = n * (out_height + pair * dilation[0]), min(64, power_of_two(channels))
     tap_rows = cdiv(weight.shape[2], 1 + pair)
     parts, part_rows = splits(cdiv(channels, wide) * tap_rows, rows, x.device, 1, PROGRAMS)
-    sums = torch.empty((parts, weight.numel() + channels), device=x.device)
+    sums = torch.empty((parts, weight.numel() + channels), dtype=torch.float32, device=x.device)
     launch(
         _weights,
         [config(warps, stages, BLOCK_X=columns, BLOCK_C=wide) for columns, warps, stages in WEIGHTS],

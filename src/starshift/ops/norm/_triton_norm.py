@@ -28,7 +28,8 @@ class Norm:
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
     ) -> None:
         self.rows, self.channels = x.shape
-        self.x, self.weight, self.bias, self.mean, self.var, self.eps = x, weight, bias, mean, var, eps
+        self.weight, self.bias = (None if t is None else t.contiguous() for t in (weight, bias))
+        self.x, self.mean, self.var, self.eps = x, mean.contiguous(), var.contiguous(), eps
         self.wide = min(64, power_of_two(self.channels))
         self.key = (self.rows.bit_length(), self.channels, x.dtype)
         tasks = cdiv(self.channels, self.wide)
@@ -121,10 +122,10 @@ class Norm:
         return out
 
     def _numbers(self, each: int) -> Tensor:
-        return torch.empty(each * self.channels, device=self.x.device)
+        return torch.empty(each * self.channels, dtype=torch.float32, device=self.x.device)
 
     def _parts(self) -> Tensor:
-        return torch.empty((self.parts, 2, self.channels), device=self.x.device)
+        return torch.empty((self.parts, 2, self.channels), dtype=torch.float32, device=self.x.device)
 
     def _over_parts(self, kernel, **arguments) -> None:
         wide = self.wide

@@ -56,8 +56,8 @@ def batch_norm_act_backward(
         count = x.numel() // max(x.shape[1], 1)
         x_grad = grad - _each_pixel(bias_grad / count, x) - normalised * _each_pixel(weight_grad / count, x)
     scale = torch.rsqrt(var.to(wide) + eps) * (1 if weight is None else weight.to(wide))
-    residual_grad = x.new_empty(0) if residual is None else grad.to(x.dtype)
-    return (x_grad * _each_pixel(scale, x)).to(x.dtype), residual_grad, weight_grad, bias_grad
+    residual_grad = x.new_empty(0) if residual is None else torch.empty_like(x).copy_(grad)
+    return torch.empty_like(x).copy_(x_grad * _each_pixel(scale, x)), residual_grad, weight_grad, bias_grad
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -201,7 +201,7 @@ def shift_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: list[i
             x.device,
             x=channels_last(x),
             weight=weight.contiguous(),
-            bias=bias,
+            bias=None if bias is None else bias.contiguous(),
             out=out,
             pixels=pixels,
             HAS_BIAS=bias is not None,
@@ -238,7 +238,7 @@ def _weight_grads(geometry: Geometry, grad: Tensor, x: Tensor, weight: Tensor) -
     pixels = geometry.images * geometry.out_height * geometry.out_width
     outputs, channels = weight.shape[:2]
     parts, part_pixels = splits(cdiv(outputs, 32) * cdiv(channels, 64), pixels, x.device, GRANULE)
-    sums = torch.empty((parts, weight.numel() + outputs), device=x.device)
+    sums = torch.empty((parts, weight.numel() + outputs), dtype=torch.float32, device=x.device)
     launch(
         _weights,
         WEIGHTS,

@@ -315,7 +315,7 @@ def _weight_grads(sizes: Sizes, shared: dict[str, Any]) -> list[Tensor]:
     device, c, k, d = shared["x"].device, sizes.channels, sizes.hidden, sizes.outputs
     parts, part_rows = splits(cdiv(k, 64), sizes.rows, device, GRANULE)
     shapes: tuple[tuple[int, ...], ...] = ((k, c), (k, c), (d, k), (k,), (k,), (d,))
-    sums = torch.empty((parts, 2 * k * c + d * k + 2 * k + d), device=device)
+    sums = torch.empty((parts, 2 * k * c + d * k + 2 * k + d), dtype=torch.float32, device=device)
     together = max(c, d) <= MOST_SUMS
     for branches, projection in [(True, True)] if together else [(True, False), (False, True)]:
         launch(

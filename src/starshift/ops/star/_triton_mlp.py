@@ -145,7 +145,7 @@ def forward_rows(
             SMALLEST,
             x=x,
             affine=affine,
-            bg=bg,
+            bg=None if bg is None else bg.contiguous(),
             out=out,
             HAS_BG=bg is not None,
             NORMED=affine is not None,
@@ -178,8 +178,8 @@ class Sizes:
     ) -> dict[str, Any]:
         return {
             "w1": w1.reshape(self.hidden, self.channels).contiguous(),
-            "b1": b1,
-            "b2": b2,
+            "b1": None if b1 is None else b1.contiguous(),
+            "b2": None if b2 is None else b2.contiguous(),
             "w2": w2.reshape(self.hidden, self.channels).contiguous(),
             "wg": wg.reshape(self.outputs, self.hidden).contiguous(),
             "rows": self.rows,

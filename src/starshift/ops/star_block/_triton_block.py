@@ -29,7 +29,9 @@ def star_block(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w, running = Weights(*rest[:14]), rest[14:18]
     sample_scale, training, eps1, eps2, act, placement = rest[18:]
     x, parts = channels_last(x), _Parts(x, w, act, placement)
-    statistics = torch.empty((4, x.shape[1]), device=x.device) if training else torch.stack(running).float()
+    statistics = (
+        torch.empty((4, x.shape[1]), dtype=torch.float32, device=x.device) if training else torch.stack(running).float()
+    )
     y = parts.convolve(x, w.wd, w.bd)
     norm1 = Norm(as_rows(y), w.gamma1, w.beta1, statistics[0], statistics[1], eps1)
     norm1.gather(training)

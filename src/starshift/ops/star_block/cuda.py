@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,16 @@ from starshift.ops.depthwise.cuda import LARGEST
 from starshift.ops.star.cuda import WIDEST
 
 
-def widest(dtype: torch.dtype) -> int:
-    """Channels that the kernels take at most."""
-    return WIDEST.get((dtype, dtype), 0)
+def why_not_on_gpu(weights: Iterable[Tensor | None], channels: int, dtype: torch.dtype) -> str | None:
+    """What of a block's weights, and of images of this many channels, the kernels do not take; None where they do."""
+    there = [w for w in weights if w is not None]
+    if channels > WIDEST.get((dtype, dtype), 0):
+        return f"{channels} channels of {dtype}"
+    if any(w.dtype != torch.float32 for w in there):
+        return "weights not in float32"
+    if any(max(w.shape[2:]) > LARGEST for w in there if w.dim() == 4):
+        return f"filters larger than {LARGEST}"
+    return None
 
 
 def supports(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
@@ -27,11 +34,8 @@ def supports(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
     return (
         _triton.usable(x, *weights)
         and x.dtype in (torch.float32, torch.bfloat16)
-        and all(w is None or w.dtype == torch.float32 for w in weights)
-        and x.numel() > 0
         and padded < _triton.MOST_PIXELS
-        and channels <= widest(x.dtype)
-        and all(weights[i].shape[-1] <= LARGEST for i in (0, 12))  # type: ignore[union-attr]
+        and why_not_on_gpu(weights, channels, x.dtype) is None
     )
 
 

@@ -93,7 +93,7 @@ def star_block_backward(
     gy, ggamma1, gbeta1 = _norm_backward(gu, y, gamma1, mean1, var1, training, eps1)
     gx, gwd, gbd = _depthwise_backward(gy, x, wd)
     gw1, gb1, gw2, gb2, gwg, gbg = (g.to(dtype) for g in gw)
-    return (grad + gx, gwd, gbd, ggamma1, gbeta1, gw1, gb1, gw2, gb2, gwg, gbg, ggamma2, gbeta2, gwe, gbe)
+    return (gx + grad, gwd, gbd, ggamma1, gbeta1, gw1, gb1, gw2, gb2, gwg, gbg, ggamma2, gbeta2, gwe, gbe)
 
 
 def _like(x: Tensor, *weights: Tensor | None) -> Any:
