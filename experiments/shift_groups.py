@@ -29,10 +29,10 @@ SETTING = (
     " training images, 100 of each class, in evaluation mode"
 )
 READING = (
-    "Channels inside a group are as alike as those of different groups, and a group's shift is worth half a point in the"
-    " mean, a diagonal one twice as much as a straight one: the uniform grouping has the two properties that the paper"
-    " asks for. Giving channels to shifts by contribution gains nothing at two epochs, and learned shifts scatter around"
-    " it or lie a little below, at a higher cost of training"
+    "Channels inside a group are as alike as those of different groups, and a group's shift is worth half a point in"
+    " the mean, a diagonal one twice as much as a straight one: the uniform grouping has the two properties that the"
+    " paper asks for. Giving channels to shifts by contribution gains nothing at two epochs, and learned shifts scatter"
+    " around it or lie a little below, at a higher cost of training"
 )
 COST = {"smoke": "30 s", "small": "35 min on 2 cores", "paper": "10 networks of 164 epochs on CIFAR-10: one GPU, a day"}
 NEEDS_DATA = True
