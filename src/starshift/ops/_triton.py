@@ -122,6 +122,17 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def pixel_rows(x: Tensor) -> Tensor:
+    """(R, C) of (N, C, H, W), a row a pixel: a view where x is channels last."""
+    return channels_last(x).permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
+
+
+def rows_as_image(rows: Tensor, x: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    """(N, C, H, W) of (R, C), with the images and pixels of x."""
+    n, _, height, width = x.shape
+    return rows.view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+
 def image_layout(*tensors: Tensor) -> torch.memory_format:
     """The layout in which PyTorch's convolution returns: channels last if any of the tensors is."""
     last = any(is_channels_last(t) for t in tensors)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from starshift.ops._triton import cdiv, channels_last, config, image_layout, launch, power_of_two, splits
+from starshift.ops._triton import cdiv, config, image_layout, launch, pixel_rows, power_of_two, rows_as_image, splits
 from starshift.ops.norm import _triton_kernels as kernels
 
 PROGRAMS = 4
@@ -31,7 +31,6 @@ class Norm:
         self.weight, self.bias = (None if t is None else t.contiguous() for t in (weight, bias))
         self.x, self.mean, self.var, self.eps = x, mean.contiguous(), var.contiguous(), eps
         self.wide = min(64, power_of_two(self.channels))
-        self.key = (self.rows.bit_length(), self.channels, x.dtype)
         tasks = cdiv(self.channels, self.wide)
         self.parts, self.part_rows = splits(tasks, self.rows, x.device, 2048 // self.wide, PROGRAMS)
         self.affine = self._numbers(3)
@@ -172,19 +171,8 @@ class Norm:
         )
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """(R, C) of (N, C, H, W): a view where x is channels last."""
-    return channels_last(x).permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
 def _rows_if(x: Tensor | None) -> Tensor | None:
-    return None if x is None else as_rows(x)
-
-
-def as_image(rows: Tensor, x: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
-    """(N, C, H, W) as x of (R, C)."""
-    n, channels, height, width = x.shape
-    return rows.view(n, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return None if x is None else pixel_rows(x)
 
 
 def batch_norm_act(
@@ -198,14 +186,14 @@ def batch_norm_act(
     eps: float,
     act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, training = as_rows(x), mean is None or var is None
+    rows, training = pixel_rows(x), mean is None or var is None
     batch_mean, batch_var = (x.new_empty(x.shape[1] if training else 0, dtype=torch.float32) for _ in range(2))
     if mean is None or var is None:
         mean, var = batch_mean, batch_var
     norm = Norm(rows, weight, bias, mean, var, eps)
     norm.gather(training)
     out = norm.apply(torch.empty_like(rows), act, _rows_if(residual), _rows_if(shortcut))
-    return as_image(out, x, image_layout(x)), batch_mean, batch_var
+    return rows_as_image(out, x, image_layout(x)), batch_mean, batch_var
 
 
 def batch_norm_act_backward(
@@ -220,12 +208,12 @@ def batch_norm_act_backward(
     act: str,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, grad_rows, added = as_rows(x), as_rows(grad.to(x.dtype)), _rows_if(residual)
+    rows, grad_rows, added = pixel_rows(x), pixel_rows(grad.to(x.dtype)), _rows_if(residual)
     norm = Norm(rows, weight, bias, mean, var, eps)
     norm.gather(training=False)
     weight_grad, bias_grad, completion = norm.gather_backward(grad_rows, training, act, added)
     added_grad = None if added is None else torch.empty_like(added)
     x_grad = norm.apply_backward(grad_rows, completion, torch.empty_like(rows), act, added, added_grad)
     layout = image_layout(x)
-    residual_grad = x.new_empty(0) if added_grad is None else as_image(added_grad, x, layout)
-    return as_image(x_grad, x, layout), residual_grad, weight_grad, bias_grad
+    residual_grad = x.new_empty(0) if added_grad is None else rows_as_image(added_grad, x, layout)
+    return rows_as_image(x_grad, x, layout), residual_grad, weight_grad, bias_grad

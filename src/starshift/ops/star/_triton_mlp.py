@@ -18,12 +18,13 @@ from torch import Tensor
 from starshift.ops._triton import (
     Config,
     cdiv,
-    channels_last,
     config,
     image_layout,
     launch,
+    pixel_rows,
     power_of_two,
     precision,
+    rows_as_image,
 )
 from starshift.ops._triton_parts import dot, normalised
 from starshift.ops.star._triton_activation import star
@@ -209,15 +210,11 @@ class Sizes:
 
 def as_rows(x: Tensor, w1: Tensor) -> Tensor:
     """(R, C) in memory order: pixels of an image in channels last, or rows of the last dimension."""
-    if w1.dim() == 4:
-        x = channels_last(x).permute(0, 2, 3, 1)
-    return x.reshape(-1, w1.shape[1]).contiguous()
+    return pixel_rows(x) if w1.dim() == 4 else x.reshape(-1, w1.shape[1]).contiguous()
 
 
 def as_given(rows: Tensor, x: Tensor, w1: Tensor, wg: Tensor) -> Tensor:
     """(R, D) rows in the shape and layout that the reference returns for ``x``."""
     if w1.dim() == 2:
         return rows.view(*x.shape[:-1], rows.shape[1])
-    n, _, h, w = x.shape
-    image = rows.view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
-    return image.contiguous(memory_format=image_layout(x, w1))
+    return rows_as_image(rows, x, image_layout(x, w1))

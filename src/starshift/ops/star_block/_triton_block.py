@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from starshift.ops._operator import cast
-from starshift.ops._triton import channels_last
+from starshift.ops._triton import channels_last, pixel_rows, rows_as_image
 from starshift.ops.depthwise._triton_backward import weight_grads
 from starshift.ops.depthwise._triton_forward import convolve
-from starshift.ops.norm._triton_norm import Norm, as_image, as_rows
+from starshift.ops.norm._triton_norm import Norm
 from starshift.ops.star._triton_backward import backward_rows
 from starshift.ops.star._triton_mlp import Sizes, forward_rows
 from starshift.ops.star_block import Weights
@@ -33,15 +33,15 @@ def star_block(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.empty((4, x.shape[1]), dtype=torch.float32, device=x.device) if training else torch.stack(running).float()
     )
     y = parts.convolve(x, w.wd, w.bd)
-    norm1 = Norm(as_rows(y), w.gamma1, w.beta1, statistics[0], statistics[1], eps1)
+    norm1 = Norm(pixel_rows(y), w.gamma1, w.beta1, statistics[0], statistics[1], eps1)
     norm1.gather(training)
     z = torch.empty_like(norm1.x)
     forward_rows(parts.sizes, norm1.x, w.bg, z, parts.arguments, norm1.affine)
     norm2 = Norm(z, w.gamma2, w.beta2, statistics[2], statistics[3], eps2)
     norm2.gather(training)
-    v = as_image(norm2.apply(torch.empty_like(z)), x)
+    v = rows_as_image(norm2.apply(torch.empty_like(z)), x)
     out = parts.convolve(v, w.we, w.be, sample_scale=sample_scale, residual=x)
-    return out, y, as_image(z, x), statistics
+    return out, y, rows_as_image(z, x), statistics
 
 
 def star_block_backward(
@@ -50,18 +50,18 @@ def star_block_backward(
     w = Weights(*rest[:14])
     sample_scale, training, eps1, eps2, act, placement = rest[14:]
     grad, x, parts = channels_last(grad), channels_last(x), _Parts(x, w, act, placement)
-    norm1 = Norm(as_rows(y), w.gamma1, w.beta1, statistics[0], statistics[1], eps1)
-    norm2 = Norm(as_rows(z), w.gamma2, w.beta2, statistics[2], statistics[3], eps2)
+    norm1 = Norm(pixel_rows(y), w.gamma1, w.beta1, statistics[0], statistics[1], eps1)
+    norm2 = Norm(pixel_rows(z), w.gamma2, w.beta2, statistics[2], statistics[3], eps2)
     norm1.gather(training=False)
     norm2.gather(training=False)
-    v = as_image(norm2.apply(torch.empty_like(norm2.x)), x)
+    v = rows_as_image(norm2.apply(torch.empty_like(norm2.x)), x)
     scaled = grad if sample_scale is None else grad * sample_scale.to(grad.dtype).view(-1, 1, 1, 1)
     gwe, gbe = parts.weight_grads(scaled, v, w.we)
-    gv = as_rows(parts.convolve(grad, w.we, None, turned=True, sample_scale=sample_scale))
+    gv = pixel_rows(parts.convolve(grad, w.we, None, turned=True, sample_scale=sample_scale))
     g_gamma2, g_beta2, completion = norm2.gather_backward(gv, training)
     gu, gw = backward_rows(parts.sizes, gv, norm1.x, parts.arguments, norm1.affine, norm2.x, completion)
     g_gamma1, g_beta1, completion = norm1.gather_backward(gu, training)
-    gy = as_image(norm1.apply_backward(gu, completion, gv), x)  # what gv held has been read
+    gy = rows_as_image(norm1.apply_backward(gu, completion, gv), x)  # what gv held has been read
     gwd, gbd = parts.weight_grads(gy, x, w.wd)
     gx = parts.convolve(gy, w.wd, None, turned=True, residual=grad)
     shaped = (g if g.dim() == 1 else g.view(*g.shape, 1, 1) for g in gw)
