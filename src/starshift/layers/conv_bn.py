@@ -6,12 +6,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from starshift.layers.activation import one_of
-from starshift.layers.folding import Foldable, fuse_conv_bn_
+from starshift.layers.folding import Foldable, Run, fuse_conv_bn_
 from starshift.layers.norm import norm_act
+from starshift.layers.prepared import run_prepared
 from starshift.ops import ACTIVATIONS
+from starshift.ops.conv.infer import Prepared
 
 
-class ConvBN(Foldable, nn.Module):
+class ConvBN(Foldable):
     """``act(bn(conv(x)))``, with StarNet's parameter names ``conv`` and ``bn``.
 
     Args:
@@ -25,10 +27,21 @@ class ConvBN(Foldable, nn.Module):
         self.act = one_of("act", act, ACTIVATIONS)
         self.conv = conv
         self.bn = nn.BatchNorm2d(conv.out_channels) if bn else nn.Identity()
+        self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_act(self.bn, self.conv(x), self.act)
+        y = run_prepared(self, x) if self.folded else None
+        return norm_act(self.bn, self.conv(x), self.act) if y is None else y
 
     def fold(self) -> None:
+        """The convolution takes the norm in itself, and then runs with its weights laid out once."""
         if fuse_conv_bn_(self.conv, self.bn):
             self.bn = nn.Identity()
+        self.folded = True
+
+    def prepare(self) -> Run | None:
+        conv = self.conv
+        plain = type(conv) is nn.Conv2d and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+        if not plain or isinstance(conv.padding, str) or type(self.bn) is not nn.Identity:
+            return None
+        return Prepared(conv.weight, conv.bias, conv.stride, conv.padding, self.act)

@@ -110,7 +110,7 @@ class CSC(nn.Module):
         return F.relu(y) if before else y
 
 
-class PreActCSC(Foldable, nn.Module):
+class PreActCSC(Foldable):
     """The ImageNet form (ShiftNet): BN, ReLU, 1x1 conv, shift, BN, ReLU, 1x1 conv (stride here), no bias.
 
     At stride 2 the shortcut is a 3x3 average pool which is concatenated: the branch makes the channels that are new.

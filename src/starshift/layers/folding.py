@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -12,15 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+Run = Callable[[Tensor], Tensor]
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-class Foldable:
+class Foldable(nn.Module):
     """A module that can merge its own batch norms into its other weights."""
 
     def fold(self) -> None:
         """Merge, in place. Only this module's own; its children are asked separately."""
         raise NotImplementedError
+
+    def prepare(self) -> Run | None:
+        """Once folded: the forward with weights laid out for many calls (x: float32 or bfloat16, without gradients,
+        on the CPU). None: its layers do."""
+        return None
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:

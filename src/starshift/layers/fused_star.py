@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from timm.layers import DropPath
@@ -92,28 +91,12 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
     return out
 
 
-def infer(block: Any, x: Tensor, act: str, placement: str) -> Tensor | None:
-    """The forward of a block whose norms are folded away, its weights prepared once; None where that cannot be."""
-    if (
-        block.training
-        or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or x.device.type != "cpu"
-        or not has_kernels(x, "star_block")
-        or why_unfusable(block, folded=True)
-    ):
+def prepare(block: Any, act: str, placement: str) -> Prepared | None:
+    """The forward of a block whose norms are folded away, its weights laid out once; None where that cannot be."""
+    if why_unfusable(block, folded=True):
         return None
     convs = (block.dwconv.conv, block.f1.conv, block.f2.conv, block.g.conv, block.dwconv2.conv)
-    weights = Folded(*(w for conv in convs for w in (conv.weight, conv.bias)))
-    if any(w is not None and w.is_inference() for w in weights):
-        return None  # such tensors do not tell when they change
-    prepared = _PREPARED.get(block)
-    if prepared is None or prepared.state != weights.state():
-        prepared = _PREPARED[block] = Prepared(weights, act, placement)
-    return prepared(x.to(autocast_dtype(x) or x.dtype))
-
-
-_PREPARED: WeakKeyDictionary[nn.Module, Prepared] = WeakKeyDictionary()
+    return Prepared(Folded(*(w for conv in convs for w in (conv.weight, conv.bias))), act, placement)
 
 
 @torch.no_grad()

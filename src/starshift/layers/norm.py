@@ -39,6 +39,11 @@ def runs_kernels(x: Tensor, operator: str) -> bool:
     )
 
 
+def has_global_hooks() -> bool:
+    """Whether hooks wait on all modules."""
+    return bool(torch_module._has_any_global_hook())
+
+
 def is_watched(module: nn.Module) -> bool:
     """Whether someone would notice that ``module`` is not called: it has hooks, or all modules have."""
     return bool(
@@ -46,7 +51,7 @@ def is_watched(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or torch_module._has_any_global_hook()
+        or has_global_hooks()
         or "forward" in vars(module)
     )
 

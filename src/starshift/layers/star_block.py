@@ -14,8 +14,9 @@ from starshift.layers import fused_star
 from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
-from starshift.layers.folding import Foldable
+from starshift.layers.folding import Foldable, Run
 from starshift.layers.norm import is_watched, norm_act
+from starshift.layers.prepared import run_prepared
 from starshift.ops import ACTIVATIONS, PLACEMENTS, star, star_mlp
 from starshift.ops._operator import autocast_dtype
 
@@ -23,7 +24,7 @@ MODES = ("star", "sum")
 LAYOUTS = ("both", "before", "after", "none")
 
 
-class StarBlock(Foldable, nn.Module):
+class StarBlock(Foldable):
     """Depthwise + BN, two 1x1 branches, their star, 1x1 projection + BN, depthwise, residual (Ma et al., CVPR 2024).
 
     Args:
@@ -73,10 +74,14 @@ class StarBlock(Foldable, nn.Module):
         """The convolutions take their norms in themselves; the block then runs with weights laid out once."""
         self.folded = True
 
+    def prepare(self) -> Run | None:
+        ready = self.folded and self.mode == "star"
+        return fused_star.prepare(self, self.act, self.placement) if ready else None
+
     def forward(self, x: Tensor) -> Tensor:
         """As one operator where kernels and the block's parts allow it, else layer by layer."""
-        if self.mode == "star" and self.folded:
-            y = fused_star.infer(self, x, self.act, self.placement)
+        if self.folded:
+            y = run_prepared(self, x)
             return self.by_layers(x) if y is None else y
         if self.mode == "star" and fused_star.why_unfused(self, x) is None:
             return fused_star.run(self, x, self.act, self.placement)

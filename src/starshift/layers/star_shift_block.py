@@ -30,7 +30,7 @@ def make_space(dim: int, space: str, kernel_size: int) -> nn.Module:
     return Shift2d(make_offsets(dim, kernel_size)) if space == "shift" else DepthwiseConv2d(dim, kernel_size)
 
 
-class StarShiftBlock(Foldable, nn.Module):
+class StarShiftBlock(Foldable):
     """Space, BN, two 1x1 branches, their star, 1x1 projection + BN, space again if wanted, residual.
 
     Every channel of the star multiplies two sums over channels that come from different pixels, so that one shift of

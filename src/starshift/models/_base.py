@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from starshift.errors import StarshiftError
 from starshift.layers import Foldable
 from starshift.layers.activation import one_of
-from starshift.layers.folding import fuse_bn_linear_
+from starshift.layers.folding import Run, fuse_bn_linear_
+from starshift.layers.prepared import can_chain, chain, run_prepared
 
 Option = TypeVar("Option", str, int)
 
 
-class ImageModel(Foldable, nn.Module):
+class ImageModel(Foldable):
     """Stem, a sequence of stages, norm, pool, classifier; images (N, in_chans, H, W) to logits (N, num_classes).
 
     A family's class builds the parts and hands them to this constructor.
@@ -69,6 +70,7 @@ class ImageModel(Foldable, nn.Module):
         self.drop_rate = drop_rate
         self.min_size = min_size
         self.grad_checkpointing = False
+        self.folded = False
         self.num_features = widths[-1]
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": width, "reduction": reduction, "module": f"{self.levels_name}.{i}"}
@@ -95,9 +97,12 @@ class ImageModel(Foldable, nn.Module):
         Raises:
             StarshiftError: x has the wrong number of dimensions or channels, or is smaller than ``min_size``.
         """
-        x = self.stem(self._prepare(x))
-        x = checkpoint_seq(self.levels, x) if self.grad_checkpointing and self.training else self.levels(x)
-        return self._finish_map(x)
+        x = self._prepare(x)
+        y = run_prepared(self, x, (self.stem, self.levels)) if self.folded else None
+        if y is None:
+            y = self.stem(x)
+            y = checkpoint_seq(self.levels, y) if self.grad_checkpointing and self.training else self.levels(y)
+        return self._finish_map(y)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map to logits (N, num_classes), or with ``pre_logits`` to the classifier's input."""
@@ -186,8 +191,13 @@ class ImageModel(Foldable, nn.Module):
         """Names of parameters that decay would spoil: displacements of learned shifts, which it would draw to zero."""
         return {name for name, _ in self.named_parameters() if name.endswith(".displacement")}
 
+    def prepare(self) -> Run | None:
+        """Stem and stages in one: what has changed since is then looked for once for all of them."""
+        return chain(self.stem, self.levels)
+
     def fold(self) -> None:
         """A batch norm before the mean pool goes into the classifier."""
+        self.folded = can_chain(self.stem, self.levels)
         if (
             self.global_pool.pool_type == "avg"
             and isinstance(self.head, nn.Linear)

@@ -3,6 +3,7 @@
 //
 // The unit of work is a band of rows of one image for a chunk of channels. A chunk is read and written in place where
 // nothing but float32 in whole vectors is asked for; else it is one tile wide.
+#include "calls.h"
 #include "passes.h"
 #include "scratch.h"
 
@@ -225,9 +226,6 @@ static Geometry geometry(const int64_t* s) {
 
 using namespace depthwise;
 
-#define SOURCE(name)                                                                                        \
-    const void *name, const void *name##_other, const float *name##_scale, const float *name##_other_scale, \
-        const float *name##_shift, const float *name##_sample_scale
 #define SOURCE_OF(name, h, w)                                                                                    \
     {(const T*)name, (const T*)name##_other, name##_scale, name##_other_scale, name##_shift, name##_sample_scale, \
      g.samples, h, w, g.channels}

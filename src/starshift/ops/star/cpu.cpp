@@ -5,6 +5,7 @@
 // branches of a group, their star, and its part of the projection. Backward makes the branches again the same way.
 // M rows, C channels in, K hidden units, N channels out. Everything inside is a panel matrix (panels.h).
 #include "activation.h"
+#include "calls.h"
 #include "chunks.h"
 
 namespace {
@@ -294,9 +295,6 @@ Rows<T> rows(const void* x, const void* other, const float* scale, const float* 
 
 }  // namespace
 
-#define SOURCE(name) \
-    const void *name, const void *name##_other, const float *name##_scale, const float *name##_other_scale, \
-        const float *name##_shift, const float *
 #define ROWS(T, name, columns) rows<T>(name, name##_other, name##_scale, name##_other_scale, name##_shift, columns)
 
 // How many floats starshift_star_mlp_pack writes.

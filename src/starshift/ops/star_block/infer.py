@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from starshift.ops._native import Source
+from starshift.ops import _native
 from starshift.ops.depthwise import cpu as depthwise
 from starshift.ops.depthwise.cpu import Geometry
 from starshift.ops.star import cpu as star
+from starshift.ops.star.reference import ACTIVATIONS, PLACEMENTS
+
+_ACTS = list(ACTIVATIONS)
+
+
+@cache
+def _folded() -> Any:
+    return _native.function("starshift_star_block_folded", "iiiiiiiii" + "pppp" + "iip")
 
 
 class Folded(NamedTuple):
@@ -28,10 +37,6 @@ class Folded(NamedTuple):
     we: Tensor
     be: Tensor | None
 
-    def state(self) -> tuple[tuple[int, int], ...]:
-        """Equal to an earlier one as long as the weights are. What is written through ``.data`` is not seen."""
-        return tuple((w.data_ptr(), w._version) for w in self if w is not None)
-
 
 class Prepared:
     """``x + dw2(g(star(f1(u), f2(u))))`` with ``u = dw1(x)``, for fixed weights; without gradients.
@@ -42,19 +47,21 @@ class Prepared:
     """
 
     def __init__(self, weights: Folded, act: str, placement: str) -> None:
-        half = weights.wd.shape[-1] // 2
-        self.weights, self.state = weights, weights.state()
-        self.act, self.placement = act, placement
-        self.geometry = Geometry((1, 1), (half, half), (1, 1))
-        self.branches = (weights.w1, weights.b1, weights.w2, weights.b2)
-        self.before = depthwise.pack(weights.wd, weights.bd, self.geometry)
-        self.star = star.pack(self.branches, (weights.wg, weights.bg))
-        self.after = depthwise.pack(weights.we, weights.be, self.geometry)
+        kernels = weights.wd.shape[-1], weights.we.shape[-1]
+        first, last = (Geometry((1, 1), (k // 2, k // 2), (1, 1)) for k in kernels)
+        self.sizes = weights.w1.shape[0], *kernels
+        self.weights = (
+            depthwise.pack(weights.wd, weights.bd, first),
+            star.pack((weights.w1, weights.b1, weights.w2, weights.b2), (weights.wg, weights.bg)),
+            depthwise.pack(weights.we, weights.be, last),
+        )
+        self.codes = _ACTS.index(act), PLACEMENTS.index(placement)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), float32 or bfloat16."""
-        w = self.weights
         x = x.contiguous(memory_format=torch.channels_last)
-        y, _ = depthwise.forward(Source(x), w.wd, w.bd, self.geometry, packed=self.before)
-        z, _ = star.forward(Source(y), self.branches, (w.wg, w.bg), self.act, self.placement, packed=self.star)
-        return depthwise.forward(Source(z), w.we, w.be, self.geometry, residual=x, packed=self.after)[0]
+        out = torch.empty_like(x)
+        _folded()(
+            *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, *self.sizes, x, *self.weights, *self.codes, out),
+        )
+        return out

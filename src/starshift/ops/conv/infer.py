@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dense convolution, bias and activation in inference, the weights laid out once for many calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starshift.ops import _native
+from starshift.ops.depthwise.cpu import Geometry
+from starshift.ops.star.reference import ACTIVATIONS
+
+_ACTS = list(ACTIVATIONS)
+
+
+@cache
+def _functions() -> tuple[Any, Any, Any]:
+    return (
+        _native.function("starshift_conv_packed", "a", counts=True),
+        _native.function("starshift_conv_pack", "appp"),
+        _native.function("starshift_conv_forward", "iiappip"),
+    )
+
+
+class Prepared:
+    """``act(conv(x) + bias)`` for fixed weights; without gradients.
+
+    Args:
+        weight: (Cout, C, kh, kw); copied into the kernel's layout. bias: (Cout,) or None.
+        stride, padding: (vertical, horizontal).
+        act: one of :data:`starshift.ops.ACTIVATIONS`.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], act: str
+    ) -> None:
+        self.geometry = Geometry(stride, padding, (1, 1))
+        self.shape, self.act = tuple(weight.shape), _ACTS.index(act)
+        sizes = self._sizes((1, self.shape[1], 1, 1), (1, 1))
+        count, pack, _ = _functions()
+        self.packed = torch.empty(count(sizes))
+        pack(sizes, *(None if w is None else w.detach().float().contiguous() for w in (weight, bias)), self.packed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W), float32 or bfloat16, not smaller than the kernel."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        size = self.geometry.output_size(x.shape[2:], self.shape[2:])
+        out = torch.empty((x.shape[0], self.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
+        _functions()[2](
+            *(_native.DTYPES[x.dtype], _native.threads(), self._sizes(x.shape, size), x, self.packed, self.act, out),
+        )
+        return out
+
+    def _sizes(self, x: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
+        return (*x, self.shape[0], *out, *self.shape[2:], *self.geometry.stride, *self.geometry.padding)

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels that other kernels are made of: declared here, so that both sides agree. dtype: 0 float32, 1 bfloat16.
+#pragma once
+#include "simd.h"
+
+// A tensor as it is read: sample_scale[n] * (scale[c] * name + other_scale[c] * other + shift[c]); null leaves out.
+#define SOURCE(name)                                                                                        \
+    const void *name, const void *name##_other, const float *name##_scale, const float *name##_other_scale, \
+        const float *name##_shift, const float *name##_sample_scale
+#define PLAIN(name) name, nullptr, nullptr, nullptr, nullptr, nullptr
+
+// sizes: N, C, H, W, Hout, Wout, then kernel, stride, padding and dilation, each vertical first.
+API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64_t* sizes, SOURCE(x),
+                                     const float* packed, void* out, const void* residual, const float* out_scale,
+                                     const float* center, double* sums);
+
+// M rows, C channels in, K hidden units, N channels out. Where N is C, out may be x.
+API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
+                                    const float* packed, int64_t act, int64_t placement, void* out,
+                                    const float* center, double* sums, int64_t threads);
