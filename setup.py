@@ -8,6 +8,7 @@ neither Python nor torch.
 
 import os
 import platform
+import re
 import sys
 from copy import copy
 from glob import glob
@@ -17,6 +18,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = [*sorted(glob("src/starshift/ops/*/cpu.cpp")), "src/starshift/bench/ceiling.cpp"]
+SHARED = "src/starshift/ops/native"
 HEADERS = sorted(glob("src/starshift/ops/*/*.h"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTION_SETS = {
@@ -41,10 +43,27 @@ OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has n
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", *OPENMP]
 
 
+def included(source: str) -> set[str]:
+    """The headers that a source includes, and those that they do."""
+    found: set[str] = set()
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        with open(path, encoding="utf-8") as file:
+            names = re.findall(r'^#include "(.+)"', file.read(), re.MULTILINE)
+        for name in names:
+            beside = os.path.normpath(os.path.join(os.path.dirname(path), name))
+            header = beside if os.path.exists(beside) else os.path.join(SHARED, name)
+            if header not in found:
+                found.add(header)
+                waiting.append(header)
+    return found
+
+
 def is_fresh(built: str, source: str) -> bool:
-    """Newer than the source, the headers beside it, the shared ones and this file with its flags."""
-    headers = [*glob(f"{os.path.dirname(source)}/*.h"), *glob("src/starshift/ops/native/*.h")]
-    return os.path.exists(built) and os.path.getmtime(built) > max(map(os.path.getmtime, [source, *headers, __file__]))
+    """Newer than the source, the headers it includes and this file with its flags."""
+    made_of = [source, *included(source), __file__]
+    return os.path.exists(built) and os.path.getmtime(built) > max(map(os.path.getmtime, made_of))
 
 
 class BuildKernels(build_ext):
@@ -89,7 +108,7 @@ setup(
         Extension(
             f"starshift._kernels_{name}",
             SOURCES,
-            include_dirs=["src/starshift/ops/native"],
+            include_dirs=[SHARED],
             depends=HEADERS,
             extra_compile_args=[*FLAGS, *flags],
             extra_link_args=OPENMP,

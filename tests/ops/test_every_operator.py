@@ -81,8 +81,8 @@ def arguments(name: str, tensors: dict[str, Tensor | None], case: Case) -> tuple
     operator = OPERATORS[name]
     with pytest.MonkeyPatch.context() as patch:
         seen: list[tuple] = []
-        overload = operator.overload
-        patch.setattr(operator, "overload", lambda *args: (seen.append(args), overload(*args))[1])
+        run = operator.run
+        patch.setattr(operator, "run", lambda *args: (seen.append(args), run(*args))[1])
         call(name, tensors, case)
     return seen[0]
 

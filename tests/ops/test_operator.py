@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from starshift.ops import kernel_status, kernels_switched, use_kernel
 from starshift.ops._operator import OPERATORS, Operator
@@ -60,3 +62,31 @@ def test_status_names_the_active_kernel(doubled) -> None:
     status = kernel_status()["test_double"]
     assert status["cpu"] == "exact" and status["cuda"].startswith("reference")
     assert set(kernel_status()) >= {"star", "star_mlp", "shift2d", "shift_conv2d", "depthwise_conv2d"}
+
+
+def test_what_pytorchs_dispatcher_has_to_see_goes_through_it(doubled, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class Subclass(torch.Tensor):
+        pass
+
+    x = torch.ones(3, 1)
+    with Mode():
+        doubled(x)
+    assert seen == ["test_double.default"] or "starshift.test_double.default" in seen
+    assert torch.vmap(doubled)(x).tolist() == [[2.0]] * 3
+    assert doubled(torch.empty(2, device="meta")).device.type == "meta"
+    with FakeTensorMode() as mode:
+        assert isinstance(doubled(mode.from_tensor(x)), FakeTensor)
+
+    overload, calls = doubled.overload, []
+    monkeypatch.setattr(doubled, "overload", lambda *args: (calls.append(args), overload(*args))[1])
+    doubled(x)
+    assert not calls
+    doubled(x.as_subclass(Subclass))
+    assert len(calls) == 1

@@ -39,7 +39,7 @@ def accelerate(model: nn.Module, channels_last: bool = True) -> AccelerationRepo
         >>> model = timm.create_model("mobilenetv3_small_050")
         >>> report = starshift.accelerate(model)
         >>> len(report.replaced)
-        86
+        96
         >>> report.undo()
     """
     replaced, left = [], []

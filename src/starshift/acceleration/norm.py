@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, ClassVar
 
-import torchvision
 from timm.layers import BatchNormAct2d, activations
 from torch import Tensor, nn
 
@@ -71,49 +69,3 @@ class BatchNorm(ClassRule):
             if activation_name(module.act) is None:
                 return f"activation {type(module.act).__name__}"
         return True
-
-
-class _FusingSequence(nn.Sequential):
-    """Runs a batch norm and the activation right after it as one, unless a hook watches one of the two."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        modules = list(self)
-        while modules:
-            module = modules.pop(0)
-            act = activation_name(modules[0]) if modules else None
-            if (
-                act is not None
-                and isinstance(module, AcceleratedBatchNorm2d)
-                and can_normalise(module, input)
-                and not is_watched(module)
-                and not is_watched(modules[0])
-            ):
-                input = normalise(module, input, act)
-                del modules[0]
-            else:
-                input = module(input)
-        return input
-
-
-class AcceleratedSequential(_FusingSequence):
-    """A plain ``nn.Sequential`` with a batch norm and an activation in it."""
-
-
-class AcceleratedConv2dNormActivation(_FusingSequence, torchvision.ops.Conv2dNormActivation):
-    """torchvision's convolution, norm and activation."""
-
-
-@rule
-class NormThenActivation(ClassRule):
-    what = "norm and activation in a sequence as one"
-    classes: ClassVar = {
-        nn.Sequential: AcceleratedSequential,
-        torchvision.ops.Conv2dNormActivation: AcceleratedConv2dNormActivation,
-    }
-
-    def match(self, module: nn.Module) -> bool | str | None:
-        return super().match(module) if type(module) in self.classes else None
-
-    def fits(self, module: nn.Sequential) -> bool | str | None:
-        norms = (nn.BatchNorm2d, AcceleratedBatchNorm2d)
-        return any(type(a) in norms and activation_name(b) is not None for a, b in pairwise(module)) or None

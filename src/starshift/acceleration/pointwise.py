@@ -21,7 +21,8 @@ def _pixels(x: Tensor) -> int:
     return x.numel() // max(x.shape[1], 1)
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether it is a plain 1x1 convolution, ours or torch's."""
     return (
         type(layer) in (nn.Conv2d, AcceleratedPointwiseConv2d)
         and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
@@ -52,7 +53,7 @@ class PointwiseConvolution(ClassRule):
             return None
         if module.weight.dtype not in DTYPES:
             return str(module.weight.dtype).removeprefix("torch.")
-        return True if _is_pointwise(module) else "a pointwise convolution with stride or padding"
+        return True if is_pointwise(module) else "a pointwise convolution with stride or padding"
 
 
 class AcceleratedMlp(Mlp):
@@ -78,7 +79,7 @@ class PointwiseMlp(ClassRule):
         return super().match(module) if type(module) is Mlp else None
 
     def fits(self, module: Mlp) -> bool | str | None:
-        if not (_is_pointwise(module.fc1) and _is_pointwise(module.fc2)):
+        if not (is_pointwise(module.fc1) and is_pointwise(module.fc2)):
             return None
         if type(module.norm) is not nn.Identity or type(module.drop1) is not nn.Dropout:
             return f"{type(module.norm).__name__} stands between its convolutions"

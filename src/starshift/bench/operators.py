@@ -24,7 +24,7 @@ from starshift.bench.clock import paired
 from starshift.bench.graph import recorded
 from starshift.bench.rows import provenance
 from starshift.errors import StarshiftError, nearest
-from starshift.ops import OPERATORS, _native, use_kernel
+from starshift.ops import OPERATORS, _native, batch_norm_act, pointwise_conv2d, use_kernel
 from starshift.ops._case import Case
 from starshift.ops._operator import NATIVE, REFERENCE
 from starshift.training.machine import keep_freed_memory
@@ -119,12 +119,21 @@ def _two_copies(call: Call) -> Step:
     return lambda: (x.clone(), call.grad.clone())
 
 
+def _apart(call: Call) -> Step:
+    """Our operators for the parts."""
+    x, w, weight, bias = call.tensors.values()
+    assert x is not None and w is not None
+    act = call.options["act"]
+    return call.step(lambda: batch_norm_act(pointwise_conv2d(x, w, None), weight, bias, training=True, act=act))
+
+
 PLAIN = Peer("plain PyTorch, autograd", _plain)
 """The operator's definition in plain torch, differentiated by autograd: the peer where the table names no other."""
 CONV = "F.conv2d (oneDNN)"
 CUDA_NAMES = {CONV: "F.conv2d (cuDNN)"}
 PEERS: Mapping[str, tuple[Peer, ...]] = {
     "depthwise_conv2d": (Peer(CONV, _depthwise),),
+    "pointwise_norm_act": (PLAIN, Peer("pointwise_conv2d, batch_norm_act", _apart)),
     "shift2d": (Peer("copy", _two_copies),),
     "shift_conv2d": (Peer("1x1 conv alone", _conv_alone), Peer("pad + slices + concat, conv", _reference)),
 }

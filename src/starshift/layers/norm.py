@@ -70,6 +70,15 @@ def norm_act(norm: nn.Module, x: Tensor, act: str = "none", shortcut: Tensor | N
     return y if shortcut is None else y + shortcut
 
 
+def next_momentum(norm: Any) -> float:
+    """The weight of the batch that ``norm`` sees now, counted as ``nn.BatchNorm2d`` counts it."""
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0
+
+
 def normalise(norm: Any, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
     """``act(norm(x)) + shortcut``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them.
 
@@ -78,11 +87,7 @@ def normalise(norm: Any, x: Tensor, act: str = "none", shortcut: Tensor | None =
         act: one of :data:`starshift.ops.ACTIVATIONS`.
         shortcut: of x's shape and dtype, or None.
     """
-    momentum = norm.momentum or 0.0
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    momentum = next_momentum(norm)
     mean, var = norm.running_mean, norm.running_var
     training = norm.training or (mean is None and var is None)
     if norm.training and not norm.track_running_stats:

@@ -15,6 +15,7 @@ from starshift.ops.csc import csc
 from starshift.ops.depthwise import depthwise_conv2d
 from starshift.ops.norm import batch_norm_act
 from starshift.ops.pointwise import pointwise_conv2d, pointwise_mlp
+from starshift.ops.pointwise_norm import pointwise_norm_act
 from starshift.ops.shift import (
     Offsets,
     grouped_offsets,
@@ -40,6 +41,7 @@ __all__ = [
     "offsets_permutation",
     "pointwise_conv2d",
     "pointwise_mlp",
+    "pointwise_norm_act",
     "shift2d",
     "shift_conv2d",
     "star",

@@ -3,7 +3,8 @@
 
 The reference (plain torch) is the operator's default kernel and its meaning. A kernel for one device is added with
 :meth:`Operator.add_kernel`; where it does not support the arguments, the reference answers. PyTorch's dispatcher
-chooses by device; the only way to force a kernel is the context manager :func:`use_kernel`. ``starshift train
+chooses by device; for plain tensors the same choice is made here, since its round through Python costs more than a
+small kernel. The only way to force a kernel is the context manager :func:`use_kernel`. ``starshift train
 --no-kernels`` turns all of them off for its process.
 """
 
@@ -26,6 +27,7 @@ NATIVE = "native"
 """The name of every kernel of the compiled library."""
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _forced: ContextVar[str | None] = ContextVar("starshift_forced_kernel", default=None)
+_PLAIN = (Tensor, torch.nn.Parameter)
 _default: str | None = None  # of the process, where no context forces one
 
 OPERATORS: dict[str, Operator] = {}
@@ -56,6 +58,7 @@ class Operator:
         self.reference = reference
         self.kernels: list[Kernel] = []
         self._eager: Any = None
+        self._below: dict[str, Callable[..., Any]] = {}
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}", reference, lib=_LIBRARY)
@@ -66,9 +69,22 @@ class Operator:
         """Run the operator; while a graph is traced for export, the reference, so that only plain operators appear."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self.reference(*args)
-        if self._eager is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self.overload(*args)
-        return self._eager.apply(*args)
+        if _is_plain(args) and not _wants_gradient(args):
+            return self.run(*args)
+        return self.overload(*args) if self._eager is None else self._eager.apply(*args)
+
+    def run(self, *args: Any) -> Any:
+        """Below autograd: what PyTorch's dispatcher would call, called by it where it might have more to do."""
+        if not _is_plain(args):
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.overload(*args)
+        device = "cpu" if args[0].is_cpu else "cuda"
+        below = self._below.get(device)
+        if below is None:
+            below = self._below[device] = _without_autocast(self._dispatcher(device))
+        return below(*args)
 
     def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``."""
@@ -87,8 +103,7 @@ class Operator:
         torch.library.register_autograd(f"{NAMESPACE}::{self.name}", guarded, setup_context=setup, lib=_LIBRARY)
 
         def forward(ctx: Any, *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = self.overload(*args)
+            output = self.run(*args)
             setup(ctx, args, output)
             return output
 
@@ -178,6 +193,22 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast each tensor to ``dtype``; None stays None, and so does everything when ``dtype`` is None."""
     return tuple(t if t is None or dtype is None else t.to(dtype) for t in tensors)
+
+
+def _is_plain(args: tuple[Any, ...]) -> bool:
+    """Whether all tensors are on one device, of no subclass, and no mode of PyTorch's waits for operators."""
+    on_cpu, on_gpu = args[0].is_cpu, args[0].is_cuda
+    return (
+        (on_cpu or on_gpu)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(a) in _PLAIN and a.is_cpu == on_cpu and a.is_cuda == on_gpu for a in args if isinstance(a, Tensor))
+    )
+
+
+def _wants_gradient(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,16 +4,13 @@
 // x (N C H W), u = w1 x with E channels, h = scale (u - mean) + bias, r = relu(h), z = w2 shift(r) with K channels. The
 // batch's statistics of u follow from the mean and the covariance of x, and so do the two sums that the gradient of a
 // batch norm needs: README.md has the algebra. h is made anew for a band of rows at a time, wherever it is needed.
+#include "../pointwise_norm/narrow.h"
 #include "../shift/conv.h"
-#include "chunks.h"
 #include "padded.h"
-
-#include <cmath>
 
 namespace {
 
-constexpr int64_t CACHED = 160 * 1024;          // floats of the wide tensors of a band
-constexpr int64_t SAMPLE = 288;                 // pixels whose products are summed in float32
+constexpr int64_t CACHED = 160 * 1024;  // floats of the wide tensors of a band
 
 struct Module {
     int64_t N, C, H, W, E, K, stride;
@@ -26,7 +23,7 @@ struct Module {
     int64_t Wo() const { return (W + stride - 1) / stride; }
     int64_t c() const { return panels(C) * PANEL; }
     int64_t e() const { return panels(E) * PANEL; }
-    int64_t pixels() const { return N * H * W; }
+    Linear linear() const { return {N * H * W, C, E, w1, gamma, beta, eps}; }
     int64_t at_once() const { return E > 512 ? 72 : 144; }  // pixels
     // Lines of a panel that holds whole rows of so many pixels, and what a product of the last of them writes.
     int64_t space(int64_t width) const { return round_up(most(1, at_once() / width) * width + ROW_MULTIPLE, ROW_MULTIPLE); }
@@ -34,89 +31,11 @@ struct Module {
     Shape second() const { return {N, E, H, W, K, stride}; }
 };
 
-template <class T>
-Rows<T> centered(const Module& m, const T* x, const float* minus_mean) {
-    return {x, nullptr, nullptr, nullptr, minus_mean, m.C};
-}
-
-// Mean (C) and biased covariance (C, C) of the pixels of x: sums of each SAMPLE of pixels around a value near the mean in
-// float32, added up in double.
-template <class T>
-void moments(const Module& m, const T* x, float* mean, float* covariance, int64_t threads) {
-    const int64_t c = m.c(), P = panels(m.C), size = c + P * P * PANEL * PANEL, pixels = m.pixels();
-    Scratch minus_near(c), partial(2 * threads * size);
-    double* parts = reinterpret_cast<double*>((float*)partial);
-    clear(partial, 2 * threads * size);
-    clear(minus_near, c);
-    const int64_t few = least(SAMPLE, pixels);
-    for (int64_t i = 0; i < m.C; i++) {
-        for (int64_t r = 0; r < few; r++) minus_near[i] -= load1(x + r * m.C + i);
-        minus_near[i] /= few;
-    }
-    const Rows<T> rows = centered(m, x, minus_near);
-    parallel(threads, [&](int64_t thread, int64_t of) {
-        const Range mine = share(pixels, thread, of);
-        Scratch in(SAMPLE * c), sums(size);
-        double* to = parts + thread * size;
-        for (int64_t first = mine.begin; first < mine.end; first += SAMPLE) {
-            const int64_t n = least(SAMPLE, mine.end - first);
-            clear(sums, size);
-            pack_rows(rows, first, n, SAMPLE, in, sums);
-            for (int64_t p = 0; p < P; p++)
-                for (int64_t q = p; q < P; q++)
-                    outer(in + p * SAMPLE * PANEL, in + q * SAMPLE * PANEL, n, PANEL, sums + c + (p * P + q) * PANEL * PANEL);
-            for (int64_t i = 0; i < size; i++) to[i] += sums[i];
-        }
-    });
-    for (int64_t t = 1; t < threads; t++)
-        for (int64_t i = 0; i < size; i++) parts[i] += parts[t * size + i];
-    for (int64_t i = 0; i < m.C; i++) mean[i] = (float)(parts[i] / pixels - minus_near[i]);
-    for (int64_t i = 0; i < m.C; i++)
-        for (int64_t j = i; j < m.C; j++) {
-            const double product = parts[c + ((i / PANEL * P + j / PANEL) * PANEL + i % PANEL) * PANEL + j % PANEL];
-            const double value = (product - parts[i] * parts[j] / pixels) / pixels;
-            covariance[i * m.C + j] = covariance[j * m.C + i] = (float)value;
-        }
-}
-
-// Mean and biased variance of u = w1 x.
-void statistics(const Module& m, const float* x_mean, const float* covariance, float* mean, float* var,
-                int64_t threads) {
-    parallel(threads, [&](int64_t thread, int64_t of) {
-        const Range mine = share(m.E, thread, of);
-        Scratch room(2 * m.C);
-        double* row = reinterpret_cast<double*>((float*)room);
-        for (int64_t e = mine.begin; e < mine.end; e++) {
-            const float* w = m.w1 + e * m.C;
-            double middle = 0, spread = 0;
-            for (int64_t j = 0; j < m.C; j++) row[j] = 0;
-            for (int64_t i = 0; i < m.C; i++) {
-                middle += (double)w[i] * x_mean[i];
-                for (int64_t j = 0; j < m.C; j++) row[j] += (double)w[i] * covariance[i * m.C + j];
-            }
-            for (int64_t j = 0; j < m.C; j++) spread += row[j] * w[j];
-            mean[e] = (float)middle;
-            var[e] = (float)(spread < 0 ? 0 : spread);
-        }
-    });
-}
-
 // What all bands share: the first convolution with the norm's scale in its weights, and the displacements.
-struct Wide {
+struct Wide : Scaled {
     Wide(const Module& m, const float* x_mean, const float* var)
-        : scale(m.E), weights(m.E * m.C), up(m.e() * m.C), bias(m.e()), minus_mean(m.c()),
-          table(m.offsets, m.runs, m.E, 1, false), back(m.offsets, m.runs, m.E, -1, false) {
-        clear(bias, m.e());
-        clear(minus_mean, m.c());
-        for (int64_t i = 0; i < m.C; i++) minus_mean[i] = -x_mean[i];
-        for (int64_t e = 0; e < m.E; e++) {
-            scale[e] = m.gamma[e] / std::sqrt(var[e] + m.eps);
-            bias[e] = m.beta[e];
-            for (int64_t i = 0; i < m.C; i++) weights[e * m.C + i] = scale[e] * m.w1[e * m.C + i];
-        }
-        pack_transposed(weights, m.E, m.C, up);
-    }
-    Scratch scale, weights, up, bias, minus_mean;
+        : Scaled(m.linear(), x_mean, var), table(m.offsets, m.runs, m.E, 1, false),
+          back(m.offsets, m.runs, m.E, -1, false) {}
     Table<vi> table, back;
 };
 
@@ -158,7 +77,7 @@ Range activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range b
     for (int64_t y = origin - reach; y < rows.begin; y++) r.clear_row(y - origin);
     for (int64_t y = rows.end; y < band.end + reach; y++) r.clear_row(y - origin);
     const int64_t space = m.space(m.W);
-    const Rows<T> pixels = centered(m, x, wide.minus_mean);
+    const Rows<T> pixels = centered(m.linear(), x, wide.minus_mean);
     in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
         pack_rows(pixels, (n * m.H + first) * m.W, (last - first) * m.W, space, in);
         for (int64_t p = 0; p < panels(m.E); p += STEP)
@@ -198,8 +117,8 @@ void displaced_panel(const Module& m, const Table<vi>& table, const Padded& r, i
 template <class T>
 void forward(const Module& m, const T* x, float* mean, float* var, float* x_mean, float* covariance, T* z,
              int64_t threads) {
-    moments(m, x, x_mean, covariance, threads);
-    statistics(m, x_mean, covariance, mean, var, threads);
+    moments(m.linear(), x, x_mean, covariance, threads);
+    statistics(m.linear(), x_mean, covariance, mean, var, threads);
     const Wide wide(m, x_mean, var);
     const Bands bands(m, wide);
     const int64_t k = panels(m.K) * PANEL, reach = wide.table.reach, Wo = m.Wo();
@@ -289,7 +208,7 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         const Padded dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         Scratch in(space_in * c), temp(STEP * panel), dz(space * k), g(space_in * m.e()), dx(space_in * c);
-        const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = centered(m, x, wide.minus_mean);
+        const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = centered(m.linear(), x, wide.minus_mean);
         r.clear();
         dh.clear();
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
@@ -337,28 +256,6 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
     });
 }
 
-// gx += a (x - mean) + b: what the norm's sums contribute.
-template <class T>
-void add_sums(const Module& m, const Wide& wide, const T* x, const float* a, const float* b, T* gx, int64_t threads) {
-    const int64_t c = m.c();
-    Scratch packed(m.C * c);
-    pack(a, m.C, m.C, packed);
-    parallel(threads, [&](int64_t thread, int64_t of) {
-        const Range mine = share(m.pixels(), thread, of);
-        constexpr int64_t SPACE = 144;
-        Scratch in(SPACE * c), result(SPACE * c);
-        const Rows<T> pixels = centered(m, x, wide.minus_mean), so_far{gx, nullptr, nullptr, nullptr, b, m.C};
-        for (int64_t first = mine.begin; first < mine.end; first += SPACE) {
-            const int64_t n = least(SPACE, mine.end - first);
-            pack_rows(pixels, first, n, SPACE, in);
-            pack_rows(so_far, first, n, SPACE, result);
-            Term term{in, SPACE * PANEL, packed, m.C};
-            product(&term, 1, n, 0, panels(m.C), m.C, result, SPACE * PANEL, true);
-            unpack_rows(result, SPACE, first, n, m.C, gx);
-        }
-    });
-}
-
 template <class T>
 void backward(const Module& m, const T* grad, const T* x, const float* var, const float* x_mean,
               const float* covariance, T* gx, float* gw1, float* ggamma, float* gbeta, float* gw2, int64_t threads) {
@@ -367,31 +264,12 @@ void backward(const Module& m, const T* grad, const T* x, const float* var, cons
     backward_bands(m, wide, grad, x, gx, sums, threads);
     finish_weight_gradient(m.second(), sums.w2, threads, gw2, nullptr);
     finish_weight_gradient(m.first(), sums.w1, threads, gw1, nullptr, true);
-    const double pixels = (double)m.pixels();
-    Scratch a(m.C * m.C), b(m.c()), row(m.C);
-    clear(a, m.C * m.C);
-    clear(b, m.c());
-    for (int64_t e = 0; e < m.E; e++) {
-        const float* w = m.w1 + e * m.C;
-        float* g = gw1 + e * m.C;  // the sum of g (x - mean)' so far
-        double of_g = 0, of_both = 0;
-        for (int64_t t = 0; t < threads; t++) of_g += sums.of_g()[t * m.e() + e];
-        for (int64_t i = 0; i < m.C; i++) of_both += (double)w[i] * g[i];
-        const double inverse = 1 / std::sqrt((double)var[e] + m.eps);
-        gbeta[e] = (float)of_g;
-        ggamma[e] = (float)(of_both * inverse);
-        const float by_u = (float)(-wide.scale[e] * inverse * inverse * of_both / pixels);
-        const float constant = (float)(-wide.scale[e] * of_g / pixels);
-        clear(row, m.C);
-        for (int64_t i = 0; i < m.C; i++) {
-            const float factor = w[i] * by_u;
-            b[i] += w[i] * constant;
-            for (int64_t j = 0; j < m.C; j++) a[i * m.C + j] += factor * w[j];
-            for (int64_t j = 0; j < m.C; j++) row[j] += w[i] * covariance[i * m.C + j];
-        }
-        for (int64_t j = 0; j < m.C; j++) g[j] = wide.scale[e] * g[j] + by_u * (float)pixels * row[j];
-    }
-    add_sums(m, wide, x, a, b, gx, threads);
+    auto of_g = [&](int64_t e) {
+        double total = 0;
+        for (int64_t t = 0; t < threads; t++) total += sums.of_g()[t * m.e() + e];
+        return total;
+    };
+    finish_norm(m.linear(), wide, x, var, covariance, of_g, gw1, ggamma, gbeta, gx, threads);
 }
 
 }  // namespace

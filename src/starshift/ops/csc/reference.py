@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starshift.ops.norm.reference import batch_norm_act, batch_norm_act_backward
+from starshift.ops.pointwise_norm.reference import moments
 from starshift.ops.shift.reference import shift_conv2d, shift_conv2d_backward
 
 
@@ -17,11 +18,7 @@ def csc(
     """The result; mean and biased variance of the wide tensor u = w1 x; mean and biased covariance (C, C) of x."""
     u = F.conv2d(x, w1.to(x.dtype))
     r, mean, var = batch_norm_act(u, weight, bias, None, None, None, None, eps, "relu")
-    pixels = x.to(mean.dtype).movedim(1, -1).reshape(-1, x.shape[1])
-    x_mean = pixels.mean(0)
-    away = pixels - x_mean
-    covariance = away.T @ away / max(1, len(pixels))
-    return shift_conv2d(r, w2.to(x.dtype), None, offsets, stride), mean, var, x_mean, covariance
+    return shift_conv2d(r, w2.to(x.dtype), None, offsets, stride), mean, var, *moments(x, mean.dtype)
 
 
 def csc_backward(

@@ -24,6 +24,11 @@ constexpr int64_t STEP = VL == 16 ? 2 : 1;  // panels that a tile makes at once
 
 INLINE int64_t chunk_rows(const Sizes& s) { return most(s.C, s.N) <= 256 ? 192 : 96; }
 
+// Before threads start, where they add to it: fewer may come than were asked for.
+INLINE void clear(float* at, int64_t n) {
+    for (int64_t i = 0; i < n; i++) at[i] = 0;
+}
+
 inline void copy_padded(const float* from, int64_t n, int64_t space, float* to) {
     for (int64_t i = 0; i < space; i++) to[i] = from && i < n ? from[i] : 0;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Shift and 1x1 convolution: a matrix product whose left operand is packed from displaced addresses.
 #pragma once
+#include "chunks.h"
 #include "displaced.h"
 
 // with: as pack_displaced takes it.
@@ -40,10 +41,6 @@ void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T*
 
 // The weight gradient as one thread gathers it: blocks [C / 16][K / 16] of 16 x 16, then the bias gradient.
 INLINE int64_t gradient_size(const Shape& s) { return s.c() * s.k() + s.k(); }
-
-INLINE void clear(float* at, int64_t n) {  // before threads start: fewer may come than were asked for
-    for (int64_t i = 0; i < n; i++) at[i] = 0;
-}
 
 INLINE void add_weight_gradient(const Shape& s, const float* in, const float* dz, int64_t space, int64_t rows,
                                 int64_t first_panel, int64_t last_panel, float* to) {

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled kernels of the 1x1 convolution with norm and activation: statistics float32."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from starshift.ops import _native
+from starshift.ops._native import DTYPES
+from starshift.ops.pointwise_norm import _pointwise_norm_act, _pointwise_norm_act_backward
+from starshift.ops.star.reference import ACTIVATIONS
+
+LAST = torch.channels_last
+_ACTS = list(ACTIVATIONS)
+
+
+@cache
+def _functions() -> Any:
+    return (
+        _native.function("starshift_pointwise_norm_forward", "iiii" + "pppp" + "fi" + "pppppi"),
+        _native.function("starshift_pointwise_norm_backward", "iiii" + "ppppp" + "fi" + "ppppppp" + "i"),
+    )
+
+
+def _supports(x: Tensor, w: Tensor, *_: Any) -> bool:
+    return x.dtype in DTYPES and x.numel() > 0 and w.numel() > 0
+
+
+def _run(x: Tensor, w: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> tuple[Tensor, ...]:
+    n, c, height, width = x.shape
+    y = torch.empty((n, w.shape[0], height, width), dtype=x.dtype, memory_format=LAST)
+    mean, var, x_mean, covariance = (torch.empty(size) for size in (w.shape[0], w.shape[0], c, (c, c)))
+    _functions()[0](
+        *(*_sizes(x, w), x.contiguous(memory_format=LAST), *_small(w, weight, bias), eps, _ACTS.index(act)),
+        *(y, mean, var, x_mean, covariance, _native.threads()),
+    )
+    return y.contiguous(memory_format=_layout(x, w)), mean, var, x_mean, covariance
+
+
+def _backward_supports(grad: Tensor, x: Tensor, w: Tensor, *_: Any) -> bool:
+    return grad.dtype == x.dtype and _supports(x, w)
+
+
+def _run_backward(
+    grad: Tensor,
+    x: Tensor,
+    w: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    x_mean: Tensor,
+    covariance: Tensor,
+    eps: float,
+    act: str,
+) -> tuple[Tensor, ...]:
+    layout = _layout(x, w)
+    grad, x = (t.contiguous(memory_format=LAST) for t in (grad, x))
+    gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
+    gw = torch.empty(w.shape)
+    gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
+    _functions()[1](
+        *(*_sizes(x, w), grad, x, *_small(w, weight, bias), eps, _ACTS.index(act)),
+        *(var, x_mean, covariance, gx, gw, gweight, gbias, _native.threads()),
+    )
+    gw = gw.contiguous(memory_format=layout)
+    return gx.contiguous(memory_format=layout), *(g.to(t.dtype) for g, t in ((gw, w), (gweight, weight), (gbias, bias)))
+
+
+def _sizes(x: Tensor, w: Tensor) -> tuple[int, ...]:
+    return DTYPES[x.dtype], x.numel() // x.shape[1], x.shape[1], w.shape[0]
+
+
+def _small(*tensors: Tensor) -> list[Tensor]:
+    """Weights as the kernel reads them: float32, row after row."""
+    return [
+        t.detach().flatten(1).float().contiguous() if t.dim() > 1 else t.detach().float().contiguous() for t in tensors
+    ]
+
+
+def _layout(*tensors: Tensor) -> torch.memory_format:
+    """Of a convolution's results: channels last where an operand is."""
+    return LAST if LAST in map(suggest_memory_format, tensors) else torch.contiguous_format
+
+
+if _native.available():
+    _pointwise_norm_act.add_kernel("native", "cpu", _run, _supports)
+    _pointwise_norm_act_backward.add_kernel("native", "cpu", _run_backward, _backward_supports)
