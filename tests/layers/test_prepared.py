@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from starshift.layers import ConvBN, Foldable, StarBlock, fold_batchnorm
 from starshift.layers.activation import activation
@@ -123,6 +125,17 @@ def test_not_with_gradients_nor_in_training(kind: str) -> None:
     assert x.grad is not None and x.grad.abs().sum() > 0
     with torch.no_grad():
         assert prepared(module.train(), x) is None
+
+
+def test_a_mode_of_pytorchs_sees_the_layers() -> None:
+    module, x = made("model")
+    with torch.no_grad():
+        expected = module(x)
+        with FlopCounterMode(display=False) as counter:
+            assert_close("counted", module(x), expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert isinstance(module(mode.from_tensor(x)), FakeTensor)
+    assert counter.get_total_flops() > 0
 
 
 def _first_conv(module: nn.Module) -> nn.Conv2d:

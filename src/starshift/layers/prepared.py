@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from starshift.layers.folding import Foldable, Run
 from starshift.layers.norm import has_global_hooks
 from starshift.ops import _native
-from starshift.ops._operator import NATIVE, autocast_dtype, forced_kernel
+from starshift.ops._operator import NATIVE, autocast_dtype, forced_kernel, is_plain
 
 _SETTINGS = itemgetter("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -38,10 +38,10 @@ def run_prepared(module: Foldable, x: Tensor, parts: tuple[nn.Module, ...] | Non
     if (
         module.training
         or torch.is_grad_enabled()
-        or x.device.type != "cpu"
         or torch.compiler.is_compiling()
         or torch.compiler.is_exporting()
         or torch.jit.is_tracing()
+        or not (x.is_cpu and is_plain((x,)))
         or forced_kernel() not in (None, NATIVE)
         or not _native.available()
     ):

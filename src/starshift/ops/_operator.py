@@ -71,13 +71,13 @@ class Operator:
             return self.reference(*args)
         if torch.compiler.is_compiling():
             return self.overload(*args)
-        if _is_plain(args) and not _wants_gradient(args):
+        if is_plain(args) and not _wants_gradient(args):
             return self.run(*args)
         return self.overload(*args) if self._eager is None else self._eager.apply(*args)
 
     def run(self, *args: Any) -> Any:
         """Below autograd: what PyTorch's dispatcher would call, called by it where it might have more to do."""
-        if not _is_plain(args):
+        if not is_plain(args):
             with torch._C._AutoDispatchBelowAutograd():
                 return self.overload(*args)
         device = "cpu" if args[0].is_cpu else "cuda"
@@ -195,7 +195,7 @@ def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(t if t is None or dtype is None else t.to(dtype) for t in tensors)
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
+def is_plain(args: tuple[Any, ...]) -> bool:
     """Whether all tensors are on one device, of no subclass, and no mode of PyTorch's waits for operators."""
     on_cpu, on_gpu = args[0].is_cpu, args[0].is_cuda
     return (
