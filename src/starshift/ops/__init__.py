@@ -2,7 +2,7 @@
 """The operators. One folder each: the public function, the plain-torch reference, cases worth testing, the derivation.
 
 A kernel is one more file in an operator's folder, ``cpu.py`` or ``cuda.py``, which calls ``add_kernel``; it is found
-by its name.
+by its name. ``infer.py`` is a form for fixed weights, laid out once, that folded layers call; ``conv`` is that alone.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from starshift.errors import StarshiftError
 
@@ -92,6 +93,19 @@ def _convert(value: Tensor | Sequence[int] | int | float | None) -> Any:
 def threads() -> int:
     """How many threads a kernel may use: what ``torch.set_num_threads`` says."""
     return torch.get_num_threads()
+
+
+def float32_rows(*weights: Tensor | None) -> list[Tensor | None]:
+    """Weights as kernels read them: float32, row after row; None stays None."""
+    return [
+        w if w is None else (w.detach().flatten(1) if w.dim() > 1 else w.detach()).float().contiguous() for w in weights
+    ]
+
+
+def conv_layout(*tensors: Tensor) -> torch.memory_format:
+    """Of a convolution's results: channels last where an operand is."""
+    last = torch.channels_last
+    return last if last in map(suggest_memory_format, tensors) else torch.contiguous_format
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES
+from starshift.ops._native import DTYPES, conv_layout, float32_rows
 from starshift.ops.csc import _csc, _csc_backward
 
 LAST = torch.channels_last
@@ -36,10 +35,10 @@ def _run(
     z = torch.empty((n, w2.shape[0], -(-h // stride), -(-w // stride)), dtype=x.dtype, memory_format=LAST)
     mean, var, x_mean, covariance = (torch.empty(size) for size in (w1.shape[0], w1.shape[0], c, (c, c)))
     _functions()[0](
-        *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *_small(w1, weight, bias, w2)),
+        *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *float32_rows(w1, weight, bias, w2)),
         *(offsets, len(offsets) // 3, eps, z, mean, var, x_mean, covariance, _native.threads()),
     )
-    return z.contiguous(memory_format=_layout(x, w1, w2)), mean, var, x_mean, covariance
+    return z.contiguous(memory_format=conv_layout(x, w1, w2)), mean, var, x_mean, covariance
 
 
 def _backward_supports(grad: Tensor, x: Tensor, w1: Tensor, *_: Any) -> bool:
@@ -61,14 +60,14 @@ def _run_backward(
     stride: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    first = _layout(x, w1)
-    second = _layout(x, w1, w2)
+    first = conv_layout(x, w1)
+    second = conv_layout(x, w1, w2)
     grad, x = (t.contiguous(memory_format=LAST) for t in (grad, x))
     gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
     gw1, gw2 = torch.empty(w1.shape, memory_format=first), torch.empty(w2.shape, memory_format=second)
     gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
     _functions()[1](
-        *(*_sizes(x, w1, w2, stride), x, *_small(w1, weight, bias, w2), offsets, len(offsets) // 3, eps),
+        *(*_sizes(x, w1, w2, stride), x, *float32_rows(w1, weight, bias, w2), offsets, len(offsets) // 3, eps),
         *(grad, var, x_mean, covariance, gx, gw1, gweight, gbias, gw2, _native.threads()),
     )
     return (
@@ -79,18 +78,6 @@ def _run_backward(
 
 def _sizes(x: Tensor, w1: Tensor, w2: Tensor, stride: int) -> tuple[int, ...]:
     return DTYPES[x.dtype], *x.shape, w1.shape[0], w2.shape[0], stride
-
-
-def _small(*tensors: Tensor) -> list[Tensor]:
-    """Weights as the kernel reads them: float32, row after row."""
-    return [
-        t.detach().flatten(1).float().contiguous() if t.dim() > 1 else t.detach().float().contiguous() for t in tensors
-    ]
-
-
-def _layout(*tensors: Tensor) -> torch.memory_format:
-    """Of a convolution's results: channels last where an operand is."""
-    return LAST if LAST in map(suggest_memory_format, tensors) else torch.contiguous_format
 
 
 if _native.available():

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES
+from starshift.ops._native import DTYPES, conv_layout, float32_rows
 from starshift.ops.pointwise_norm import _pointwise_norm_act, _pointwise_norm_act_backward
 from starshift.ops.star.reference import ACTIVATIONS
 
@@ -36,10 +35,10 @@ def _run(x: Tensor, w: Tensor, weight: Tensor, bias: Tensor, eps: float, act: st
     y = torch.empty((n, w.shape[0], height, width), dtype=x.dtype, memory_format=LAST)
     mean, var, x_mean, covariance = (torch.empty(size) for size in (w.shape[0], w.shape[0], c, (c, c)))
     _functions()[0](
-        *(*_sizes(x, w), x.contiguous(memory_format=LAST), *_small(w, weight, bias), eps, _ACTS.index(act)),
+        *(*_sizes(x, w), x.contiguous(memory_format=LAST), *float32_rows(w, weight, bias), eps, _ACTS.index(act)),
         *(y, mean, var, x_mean, covariance, _native.threads()),
     )
-    return y.contiguous(memory_format=_layout(x, w)), mean, var, x_mean, covariance
+    return y.contiguous(memory_format=conv_layout(x, w)), mean, var, x_mean, covariance
 
 
 def _backward_supports(grad: Tensor, x: Tensor, w: Tensor, *_: Any) -> bool:
@@ -59,13 +58,13 @@ def _run_backward(
     eps: float,
     act: str,
 ) -> tuple[Tensor, ...]:
-    layout = _layout(x, w)
+    layout = conv_layout(x, w)
     grad, x = (t.contiguous(memory_format=LAST) for t in (grad, x))
     gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
     gw = torch.empty(w.shape)
     gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
     _functions()[1](
-        *(*_sizes(x, w), grad, x, *_small(w, weight, bias), eps, _ACTS.index(act)),
+        *(*_sizes(x, w), grad, x, *float32_rows(w, weight, bias), eps, _ACTS.index(act)),
         *(var, x_mean, covariance, gx, gw, gweight, gbias, _native.threads()),
     )
     gw = gw.contiguous(memory_format=layout)
@@ -74,18 +73,6 @@ def _run_backward(
 
 def _sizes(x: Tensor, w: Tensor) -> tuple[int, ...]:
     return DTYPES[x.dtype], x.numel() // x.shape[1], x.shape[1], w.shape[0]
-
-
-def _small(*tensors: Tensor) -> list[Tensor]:
-    """Weights as the kernel reads them: float32, row after row."""
-    return [
-        t.detach().flatten(1).float().contiguous() if t.dim() > 1 else t.detach().float().contiguous() for t in tensors
-    ]
-
-
-def _layout(*tensors: Tensor) -> torch.memory_format:
-    """Of a convolution's results: channels last where an operand is."""
-    return LAST if LAST in map(suggest_memory_format, tensors) else torch.contiguous_format
 
 
 if _native.available():
