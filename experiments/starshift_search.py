@@ -97,16 +97,20 @@ def _speed(runs: Path, model: str, args: Mapping[str, Any]) -> tuple[float, floa
     """Images trained on in a second of one thread's processor time, how many times as many as :data:`REFERENCE`, and
     milliseconds of one image's answer.
 
-    Measured once and noted beside the trained networks, so that repeats get the same number of epochs.
+    Measured once and noted beside the trained networks, so that repeats get the same number of epochs. Cells side by
+    side wait for each other here.
     """
+    from filelock import FileLock
+
     noted = runs / "relative_speeds.json"
-    known = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
-    name = f"{model} {as_text(args)}"
-    if name not in known:
-        (speed, latency), (beside, _) = _timed(model, args), _timed(*REFERENCE[:2])
-        known[name] = speed, speed / beside, latency
-        runs.mkdir(parents=True, exist_ok=True)
-        write_json(noted, known)
+    runs.mkdir(parents=True, exist_ok=True)
+    with FileLock(noted.with_suffix(".lock")):
+        known = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+        name = f"{model} {as_text(args)}"
+        if name not in known:
+            (speed, latency), (beside, _) = _timed(model, args), _timed(*REFERENCE[:2])
+            known[name] = speed, speed / beside, latency
+            write_json(noted, known)
     speed, relative, latency = known[name]
     return speed, relative, latency
 
