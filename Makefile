@@ -19,10 +19,10 @@ help:
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]'
 	@touch $@ .venv/.kernels
 
-# Kept as they are where nothing changed; the install above has built them.
+# Kept as they are where nothing changed since the install above, which has built them.
 NATIVE := $(wildcard src/starshift/*/*.cpp src/starshift/ops/*/*.cpp src/starshift/ops/*/*.h)
 .venv/.kernels: .venv/.ready $(NATIVE)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	test -z "$$(find $(NATIVE) -newer .venv/.ready)" || $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 kernels: .venv/.kernels
