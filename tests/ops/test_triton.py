@@ -280,7 +280,7 @@ def test_a_forced_kernel_is_forced_in_the_backward_too() -> None:
     """Wherever that runs: a GPU's backward has a thread of its own."""
     seen: list[str | None] = []
     operator = OPERATORS["star_backward"]
-    run = operator.overload
+    run = operator.run
 
     def noted(*args):
         seen.append(forced_kernel())
@@ -290,7 +290,7 @@ def test_a_forced_kernel_is_forced_in_the_backward_too() -> None:
     with use_kernel("reference"):
         y = star(x, x.detach(), "relu", "first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operator, "overload", noted)
+        patch.setattr(operator, "run", noted)
         patch.setattr(operator, "_eager", None)
         y.sum().backward()
     assert seen == ["reference"] and forced_kernel() is None
