@@ -75,6 +75,16 @@ inline void check(const char* what, const std::vector<double>& actual, const std
     exit(1);
 }
 
+// Means are as exact as the deviations beside them.
+inline void check_means(Tensor& actual, std::vector<double> expected, const std::vector<double>& var, const char* where) {
+    actual.read();
+    for (size_t i = 0; i < expected.size(); i++) {
+        expected[i] += std::sqrt(var[i]);
+        actual.values[i] += std::sqrt(var[i]);
+    }
+    check("mean", actual.values, expected, 0, where);
+}
+
 inline void check(const char* what, Tensor& actual, const std::vector<double>& expected, const char* where) {
     actual.read();
     check(what, actual.values, expected, actual.dtype, where);

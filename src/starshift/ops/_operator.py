@@ -71,7 +71,7 @@ class Operator:
             return self.reference(*args)
         if torch.compiler.is_compiling():
             return self.overload(*args)
-        if is_plain(args) and not _wants_gradient(args):
+        if not _wants_gradient(args) and is_plain(args):
             return self.run(*args)
         return self.overload(*args) if self._eager is None else self._eager.apply(*args)
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from starshift.ops import _native
 from starshift.ops.depthwise.cpu import Geometry
-from starshift.ops.star.reference import ACTIVATIONS
-
-_ACTS = list(ACTIVATIONS)
+from starshift.ops.star.reference import ACTIVATION_CODES
 
 
 @cache
@@ -39,7 +37,7 @@ class Prepared:
         self, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], act: str
     ) -> None:
         self.geometry = Geometry(stride, padding, (1, 1))
-        self.shape, self.act = tuple(weight.shape), _ACTS.index(act)
+        self.shape, self.act = tuple(weight.shape), ACTIVATION_CODES[act]
         sizes = self._sizes((1, self.shape[1], 1, 1), (1, 1))
         count, pack, _ = _functions()
         self.packed = torch.empty(count(sizes))

@@ -10,6 +10,7 @@ from torch import Tensor
 from starshift.errors import StarshiftError
 from starshift.ops._operator import Operator, autocast_dtype, cast
 from starshift.ops.csc import reference
+from starshift.ops.norm import move_running
 from starshift.ops.shift.offsets import Offsets, flatten
 
 _WEIGHTS = "Tensor x, Tensor w1, Tensor weight, Tensor bias, Tensor w2"
@@ -71,11 +72,7 @@ def csc(
     _check(x, w1, weight, bias, w2, offsets, stride)
     (x,) = cast(autocast_dtype(x), x)
     z, mean, var, _, _ = _csc(x, w1, weight, bias, w2, flatten(offsets), stride, eps)
-    count = x.numel() // x.shape[1]
-    if running_mean is not None and count > 0:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    if running_var is not None and count > 0:
-        running_var.lerp_(var.to(running_var.dtype) * (count / (count - 1)), momentum)
+    move_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     return z
 
 

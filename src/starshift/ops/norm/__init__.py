@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from starshift.errors import StarshiftError, nearest
+from starshift.errors import StarshiftError
 from starshift.ops._operator import Operator
 from starshift.ops.norm import reference
-from starshift.ops.star.reference import ACTIVATIONS
+from starshift.ops.star.reference import check_activation
 
 _TENSORS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? residual"
 _batch_norm_act = Operator(
@@ -72,12 +72,18 @@ def batch_norm_act(
     if not training:
         return _batch_norm_act(x, weight, bias, residual, shortcut, running_mean, running_var, eps, act)[0]
     out, mean, var = _batch_norm_act(x, weight, bias, residual, shortcut, None, None, eps, act)
-    count = x.numel() // x.shape[1]
+    move_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+    return out
+
+
+def move_running(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: int, momentum: float
+) -> None:
+    """Move running statistics in place towards a batch's mean and biased variance, which are of ``count`` values."""
     if running_mean is not None and count > 0:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
     if running_var is not None and count > 0:
         running_var.lerp_(var.to(running_var.dtype) * (count / (count - 1)), momentum)
-    return out
 
 
 def _check(
@@ -91,10 +97,7 @@ def _check(
     residual: Tensor | None,
     shortcut: Tensor | None,
 ) -> None:
-    if act not in ACTIVATIONS:
-        raise StarshiftError(
-            f"unknown activation '{act}', there are: {', '.join(ACTIVATIONS)}.{nearest(act, ACTIVATIONS)}"
-        )
+    check_activation(act)
     if x.dim() != 4:
         raise StarshiftError(f"batch_norm_act: x must be (N, C, H, W), not {tuple(x.shape)}")
     for name, t in (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)):

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from starshift.ops import _native, norm
-from starshift.ops.star.reference import ACTIVATIONS
-
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+from starshift.ops.star.reference import ACTIVATION_CODES
 
 
 def _supports(x: Tensor) -> bool:
@@ -63,7 +61,7 @@ if _native.available():
             x.numel() // channels,
             channels,
             eps,
-            CODES[act],
+            ACTIVATION_CODES[act],
             training,
             _native.threads(),
         )
@@ -99,7 +97,7 @@ if _native.available():
             x.numel() // channels,
             channels,
             eps,
-            CODES[act],
+            ACTIVATION_CODES[act],
             training,
             _native.threads(),
         )

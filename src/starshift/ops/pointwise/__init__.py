@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from starshift.errors import StarshiftError, nearest
+from starshift.errors import StarshiftError
 from starshift.ops._operator import Operator, autocast_dtype, cast
 from starshift.ops.pointwise import reference
-from starshift.ops.star.reference import ACTIVATIONS
+from starshift.ops.star.reference import check_activation
 
 _pointwise_conv2d = Operator(
     "pointwise_conv2d", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", reference.pointwise_conv2d
@@ -76,10 +76,7 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tens
         >>> pointwise_mlp(x, w1, None, w2, None, act="relu6").tolist()
         [[6.0]]
     """
-    if act not in ACTIVATIONS:
-        raise StarshiftError(
-            f"unknown activation '{act}', there are: {', '.join(ACTIVATIONS)}.{nearest(act, ACTIVATIONS)}"
-        )
+    check_activation(act)
     _check("pointwise_mlp", x, w1)
     if w1.dim() != w2.dim() or w2.shape[1] != w1.shape[0] or (w2.dim() == 4 and w2.shape[2:] != (1, 1)):
         raise StarshiftError(f"pointwise_mlp: weights {tuple(w1.shape)} and {tuple(w2.shape)} do not follow each other")

@@ -9,9 +9,7 @@ from torch import Tensor
 from starshift.ops import _native, pointwise
 from starshift.ops._native import float32_rows
 from starshift.ops.pointwise import reference
-from starshift.ops.star.reference import ACTIVATIONS
-
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+from starshift.ops.star.reference import ACTIVATION_CODES
 
 
 def _supports(x: Tensor, *others: Tensor | None) -> bool:
@@ -81,7 +79,9 @@ if _native.available():
     def run_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str) -> Tensor:
         rows = _rows(x, w1)
         out = x.new_empty(rows.shape[0], w2.shape[0])
-        _mlp_forward(*_sizes(rows, w1, w2), rows, *float32_rows(w1, b1, w2, b2), CODES[act], out, _native.threads())
+        _mlp_forward(
+            *_sizes(rows, w1, w2), rows, *float32_rows(w1, b1, w2, b2), ACTIVATION_CODES[act], out, _native.threads()
+        )
         return _like(out, x, w2)
 
     def run_mlp_backward(
@@ -92,7 +92,7 @@ if _native.available():
         w1_grad, w2_grad = torch.empty(_matrix(w1).shape), torch.empty(_matrix(w2).shape)
         b1_grad, b2_grad = torch.empty(w1.shape[0]), torch.empty(w2.shape[0])
         _mlp_backward(
-            *(*_sizes(rows, w1, w2), grads, rows, *float32_rows(w1, b1, w2), CODES[act]),
+            *(*_sizes(rows, w1, w2), grads, rows, *float32_rows(w1, b1, w2), ACTIVATION_CODES[act]),
             *(out, w1_grad, b1_grad, w2_grad, b2_grad, _native.threads()),
         )
         grads1 = w1_grad.view_as(w1).to(w1.dtype), b1_grad.to(w1.dtype)

@@ -2,18 +2,8 @@
 // w2 act(w1 x + b1) + b2 and its gradients, without the hidden units in memory: rows in chunks that stay in cache, hidden
 // units in groups. Backward makes the hidden units again. As star's kernels, with one branch.
 #pragma once
-#include "activation.h"
+#include "activate.h"
 #include "chunks.h"
-
-// h = act(h + b) for one panel.
-using Activate = void (*)(float* h, const float* b, int64_t rows);
-template <class Act>
-void activate(float* h, const float* b, int64_t rows) {
-    for (int v = 0; v < PANEL; v += VL) {
-        const vf bias = load(b + v);
-        for (int64_t i = v; i < rows * PANEL; i += PANEL) store(h + i, Act::forward(load(h + i) + bias));
-    }
-}
 
 // In: d, the hidden units without bias; h, the gradient of what they became. Out: d, their gradient, whose column sums
 // are added; h, what they became.

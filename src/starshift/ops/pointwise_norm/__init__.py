@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from starshift.errors import StarshiftError, nearest
+from starshift.errors import StarshiftError
 from starshift.ops._operator import Operator, autocast_dtype, cast
+from starshift.ops.norm import move_running
 from starshift.ops.pointwise_norm import reference
-from starshift.ops.star.reference import ACTIVATIONS
+from starshift.ops.star.reference import check_activation
 
 _WEIGHTS = "Tensor x, Tensor w, Tensor weight, Tensor bias"
 _pointwise_norm_act = Operator(
@@ -69,19 +70,12 @@ def pointwise_norm_act(
     _check(x, w, weight, bias, act)
     (x,) = cast(autocast_dtype(x), x)
     y, mean, var, _, _ = _pointwise_norm_act(x, w, weight, bias, eps, act)
-    count = x.numel() // x.shape[1]
-    if running_mean is not None and count > 0:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    if running_var is not None and count > 0:
-        running_var.lerp_(var.to(running_var.dtype) * (count / (count - 1)), momentum)
+    move_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     return y
 
 
 def _check(x: Tensor, w: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
-    if act not in ACTIVATIONS:
-        raise StarshiftError(
-            f"unknown activation '{act}', there are: {', '.join(ACTIVATIONS)}.{nearest(act, ACTIVATIONS)}"
-        )
+    check_activation(act)
     fits = x.dim() == w.dim() == 4 and w.shape[1:] == (x.shape[1], 1, 1) and weight.shape == bias.shape == w.shape[:1]
     if not fits:
         raise StarshiftError(

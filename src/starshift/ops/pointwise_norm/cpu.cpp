@@ -3,9 +3,8 @@
 //
 // x has C channels, y = act(scale (w x - mean) + beta) has E. Both passes take pixels in chunks, the forward one stores y,
 // the backward one makes w x anew and uses the gradient at y up where it reads it (narrow.h).
+#include "activate.h"
 #include "narrow.h"
-
-#include "activation.h"
 
 namespace {
 
@@ -15,15 +14,6 @@ constexpr int64_t CACHED = 32 * 1024;  // floats of a chunk's wide pixels
 // the first cache.
 int64_t pixels_of(const Linear& m) { return most(2, least(15, CACHED / m.e() / ROW_MULTIPLE)) * ROW_MULTIPLE; }
 int64_t lines_of(int64_t pixels) { return pixels / ROW_MULTIPLE % 2 ? pixels : pixels + ROW_MULTIPLE; }
-
-using Activate = void (*)(float* panel, const float* bias, int64_t rows);
-template <class Act>
-void activate(float* panel, const float* bias, int64_t rows) {
-    for (int v = 0; v < PANEL; v += VL) {
-        const vf b = load(bias + v);
-        for (int64_t i = v; i < rows * PANEL; i += PANEL) store(panel + i, Act::forward(load(panel + i) + b));
-    }
-}
 
 // g, the gradient at the activation's result, becomes that at its argument h + bias; its column sums are added.
 using Deactivate = void (*)(float* g, const float* h, const float* bias, float* sums, int64_t rows);

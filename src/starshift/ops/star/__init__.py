@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starshift.errors import StarshiftError, nearest
+from starshift.errors import StarshiftError
 from starshift.ops._operator import Operator, autocast_dtype, cast
 from starshift.ops.star import reference
 
@@ -105,10 +105,7 @@ def star_mlp(
 
 
 def _check(act: str, placement: str) -> None:
-    if act not in ACTIVATIONS:
-        raise StarshiftError(
-            f"unknown activation '{act}', there are: {', '.join(ACTIVATIONS)}.{nearest(act, ACTIVATIONS)}"
-        )
+    reference.check_activation(act)
     if placement not in PLACEMENTS:
         raise StarshiftError(f"unknown placement '{placement}', there are: {', '.join(PLACEMENTS)}")
 

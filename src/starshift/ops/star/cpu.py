@@ -13,10 +13,9 @@ from torch._prims_common import suggest_memory_format
 from starshift.ops import _native
 from starshift.ops._native import DTYPES, Source
 from starshift.ops.star import _star_mlp, _star_mlp_backward
-from starshift.ops.star.reference import ACTIVATIONS, PLACEMENTS
+from starshift.ops.star.reference import ACTIVATION_CODES, PLACEMENTS
 
 _SOURCE = "pppppp"
-_ACTS = list(ACTIVATIONS)
 
 
 @cache
@@ -72,7 +71,7 @@ def forward(
     packed = pack(branches, projection) if packed is None else packed
     _forward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *x.arguments(), packed),
-        *(_ACTS.index(act), PLACEMENTS.index(placement), out, center, sums, _native.threads()),
+        *(ACTIVATION_CODES[act], PLACEMENTS.index(placement), out, center, sums, _native.threads()),
     )
     return out, sums
 
@@ -99,7 +98,7 @@ def backward(
     sums = None if partner is None else torch.empty(2, channels, dtype=torch.float64)
     _backward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *grad.arguments(), *x.arguments()),
-        *(*_float32(*branches, wg), _ACTS.index(act), PLACEMENTS.index(placement)),
+        *(*_float32(*branches, wg), ACTIVATION_CODES[act], PLACEMENTS.index(placement)),
         *(gx, gw1, gb1, gw2, gb2, gwg, gbg, partner, center, sums, _native.threads()),
     )
     return (gx, gw1, gb1, gw2, gb2, gwg, gbg), sums

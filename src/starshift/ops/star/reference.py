@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from starshift.errors import StarshiftError, nearest
+
 aten = torch.ops.aten
 Forward = Callable[[Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor], Tensor]
@@ -26,7 +28,20 @@ ACTIVATIONS: dict[str, tuple[Forward, Backward]] = {
     "silu": (F.silu, aten.silu_backward),
     "leaky_relu": (F.leaky_relu, lambda g, x: aten.leaky_relu_backward(g, x, 0.01, False)),
 }
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+"""By what compiled kernels know them (``native/activation.h``)."""
 PLACEMENTS = ("first", "both", "product")
+
+
+def check_activation(act: str) -> None:
+    """
+    Raises:
+        StarshiftError: ``act`` is no name of an activation; names the nearest.
+    """
+    if act not in ACTIVATIONS:
+        raise StarshiftError(
+            f"unknown activation '{act}', there are: {', '.join(ACTIVATIONS)}.{nearest(act, ACTIVATIONS)}"
+        )
 
 
 def star(x1: Tensor, x2: Tensor, act: str, placement: str) -> Tensor:

@@ -13,9 +13,7 @@ from starshift.ops import _native
 from starshift.ops.depthwise import cpu as depthwise
 from starshift.ops.depthwise.cpu import Geometry
 from starshift.ops.star import cpu as star
-from starshift.ops.star.reference import ACTIVATIONS, PLACEMENTS
-
-_ACTS = list(ACTIVATIONS)
+from starshift.ops.star.reference import ACTIVATION_CODES, PLACEMENTS
 
 
 @cache
@@ -55,7 +53,7 @@ class Prepared:
             star.pack((weights.w1, weights.b1, weights.w2, weights.b2), (weights.wg, weights.bg)),
             depthwise.pack(weights.we, weights.be, last),
         )
-        self.codes = _ACTS.index(act), PLACEMENTS.index(placement)
+        self.codes = ACTIVATION_CODES[act], PLACEMENTS.index(placement)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), float32 or bfloat16."""
