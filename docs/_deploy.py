@@ -10,8 +10,8 @@ from _rows import NOT_MEASURED, Row, latest, machine, rates, read, spread, table
 DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Server or PC, any processor", "onnx", ("onnx",)),
     ("the same, smallest file", "onnx --quantize int8", ("onnx-int8",)),
-    ("Intel or AMD processor", "openvino", ("openvino",)),
-    ("the same, with int8", "openvino --quantize int8", ("openvino-int8",)),
+    ("Intel or AMD processor, fastest", "openvino --quantize int8", ("openvino-int8",)),
+    ("Intel's graphics, or a program that has OpenVINO", "openvino", ("openvino",)),
     ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
     ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),
     ("Android, embedded Linux (PyTorch's way)", "executorch", ("executorch",)),
@@ -40,6 +40,28 @@ def deploy() -> str:
     return table((*header, "measured on"), rows)
 
 
+def accelerated() -> str:
+    """Networks of timm's through ``accelerate`` beside eager and float32 ONNX: one image, the same turns."""
+    rows = [r for r in read("deploy.csv") if r["latency_ms"] and r["batch"] == "1" and r["target"] == "kernels"]
+    of_timm = [row for row in rows if row["model"].startswith("timm:") and not row["model"].startswith("timm:starnet")]
+    found = []
+    for row in latest(of_timm, "model", "threads", "size", "cpu"):
+        same = beside(row)
+        ratios = [
+            spread([float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == form])
+            for form in ("eager", "onnx")
+        ]
+        found.append((f"`{row['model'].removeprefix('timm:')}`", row["threads"], *ratios, machine(row), row["commit"]))
+    header = ("network", "threads", "accelerated, times as fast as eager", "as float32 ONNX", "machine", "commit")
+    return table(header, found) if found else NOT_MEASURED
+
+
+def beside(row: Row) -> list[Row]:
+    """The rows of the same network in the same turns, the row itself too."""
+    columns = ("run", "group", "model", "batch", "threads")
+    return [r for r in read("deploy.csv") if r["latency_ms"] and r.get("run") and all(r[c] == row[c] for c in columns)]
+
+
 def measured_as(name: str) -> list[Row]:
     """The last rows of a form at batch 1, one of each network of ours, number of threads and machine."""
     rows = [row for row in read("deploy.csv") if row["latency_ms"] and row["batch"] == "1" and form_of(row) == name]
@@ -56,10 +78,7 @@ def measured_on(where: str, rows: list[Row]) -> tuple[str, str, str, str]:
     what; the time itself where there is no such row, as of a browser."""
     eager, onnx, lost = [], [], []
     for row in rows:
-        columns = ("run", "group", "model", "batch", "threads")
-        same = [
-            r for r in read("deploy.csv") if r["latency_ms"] and r.get("run") and all(r[c] == row[c] for c in columns)
-        ]
+        same = beside(row)
         for name, ratios in (("eager", eager), ("onnx", onnx)):
             ratios += [float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == name]
         known = [float(r["top1"]) for r in same if r["top1"]]
@@ -83,8 +102,8 @@ def int8() -> str:
             f"{int(r['bytes_fp32']) / 1e3:,.0f}",
             f"{int(r['bytes_int8']) / 1e3:,.0f}",
             f"{float(r['size_ratio']):.2f}",
-            ", ".join(f"`{layer}`" for layer in json.loads(r["kept_float"])) or "none",
-            f"of {r['layers']}",
+            ", ".join(f"`{layer}`" for layer in json.loads(r["kept_float"])) or f"none of {r['layers']}",
+            machine(r),
             r["commit"],
         )
         for r in latest(read("int8.csv"), "model", "format")
@@ -98,7 +117,7 @@ def int8() -> str:
         "int8 kB",
         "ratio",
         "layers in float",
-        "layers",
+        "machine",
     )
     return table((*header, "commit"), rows) if rows else NOT_MEASURED
 

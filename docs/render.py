@@ -11,12 +11,16 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the files beside, and experiments/
 
-from _deploy import deploy, int8, lowerings, own_onnx, predict  # noqa: E402
-from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, table  # noqa: E402
+from _deploy import accelerated, deploy, int8, lowerings, own_onnx, predict  # noqa: E402
+from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, spread, table  # noqa: E402
 
+# Then the backward of this peer ran our kernel.
+FAULTY = {("plain PyTorch, autograd", commit) for commit in ("4db9a608a1f4", "ccabd0dbdbea")}
+LEAST_ROUNDS = 3  # fewer are not shown
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
 README_MODELS = (
     *(f"starnet_{size}" for size in ("s050", "s100", "s150", "s1", "s2", "s3", "s4")),
@@ -40,12 +44,11 @@ def models() -> str:
 
 
 def published(top1: dict[str, float]) -> str:
-    """Accuracy by data set; where it depends on an option, from the lowest to the highest."""
-    by_data: dict[str, list[float]] = {}
+    """Accuracy by data set, of the options that are counted: they are named first."""
+    by_data: dict[str, float] = {}
     for key, value in top1.items():
-        by_data.setdefault(key.split()[0], []).append(value)
-    ranges = ((data, "-".join(str(v) for v in sorted({min(values), max(values)}))) for data, values in by_data.items())
-    return ", ".join(f"{spread} ({data})" for data, spread in ranges)
+        by_data.setdefault(key.split()[0], value)
+    return ", ".join(f"{value} ({data})" for data, value in by_data.items())
 
 
 def counts() -> str:
@@ -88,10 +91,21 @@ def loader() -> str:
 
 
 def operators() -> str:
-    """The kernels of each operator beside their peers, the last time that each was measured."""
-    last = latest(read("operators.csv"), "operator", "case", "dtype", "threads", "peer", "cpu", "gpu")
-    if not last:
-        return NOT_MEASURED
+    """How many times faster each operator is than each peer, over its cases."""
+    together: dict[tuple[str, ...], list[float]] = {}
+    for r in operator_rows():
+        kind = (f"`{r['operator']}`", r["peer"], r["dtype"], r["kernel"], machine(r))
+        together.setdefault(kind, []).append(float(r["ratio"]))
+    rows = [
+        (operator, peer, dtype, str(len(ratios)), f"{median(ratios):.2f}", spread(ratios), kernel, where)
+        for (operator, peer, dtype, kernel, where), ratios in together.items()
+    ]
+    header = ("operator", "peer", "dtype", "cases", "ratio, median of cases", "lowest to highest", "kernel", "machine")
+    return table(header, rows) if rows else NOT_MEASURED
+
+
+def operator_cases() -> str:
+    """The kernels of each operator beside their peers, case by case."""
     rows = [
         (
             f"`{r['operator']}`",
@@ -108,10 +122,25 @@ def operators() -> str:
             machine(r),
             r["commit"],
         )
-        for r in last
+        for r in operator_rows()
     ]
     header = ("operator", "case", "dtype", "threads", "kernel", "ours, ms", "peer", "peer, ms", "ratio")
-    return table((*header, "GFLOP/s, of", "GB/s, of", "machine", "commit"), rows)
+    return table((*header, "GFLOP/s, of", "GB/s, of", "machine", "commit"), rows) if rows else NOT_MEASURED
+
+
+def operator_rows() -> list[Row]:
+    """The last time that each was measured beside a peer of today, where the peer was what it says."""
+    from starshift.bench.operators import CUDA_NAMES, PEERS, PLAIN
+
+    of_today = {
+        name: {CUDA_NAMES.get(p.name, p.name) for p in peers} | {p.name for p in peers} for name, peers in PEERS.items()
+    }
+    rows = [
+        r
+        for r in read("operators.csv")
+        if r["peer"] in of_today.get(r["operator"], {PLAIN.name}) and (r["peer"], r["commit"]) not in FAULTY
+    ]
+    return latest(rows, "operator", "case", "dtype", "threads", "peer", "cpu", "gpu")
 
 
 def gpu_kernels() -> str:
@@ -153,6 +182,8 @@ def training_speed() -> str:
                     peer["mode"],
                     peer["images_per_s"],
                     f"{float(peer['ratio']):.2f}",
+                    range_of(peer),
+                    f"{len(timms or peers)}, {peer['rounds']}",
                     memory,
                     share(ours["model_gflops"], ours["peak_gflops"]),
                     machine(ours),
@@ -161,10 +192,11 @@ def training_speed() -> str:
             )
     if not any("cuda" in row[-2] for row in rows):
         rows.append(
-            ("`starnet_s1`, `starnet_s4`", "256 of 224 px", "bf16 autocast", *"-" * 7, "GPU: not measured", "-")
+            ("`starnet_s1`, `starnet_s4`", "256 of 224 px", "bf16 autocast", *"-" * 9, "GPU: not measured", "-")
         )
     header = ("model", "step", "precision", "threads", "ours, images/s", "best peer", "peer, images/s", "ratio")
-    return table((*header, "memory, ours / timm's or peer's, MB", "GFLOP/s, of", "machine", "commit"), rows)
+    header += ("lowest to highest", "peers, rounds", "memory, ours / timm's or peer's, MB", "GFLOP/s, of")
+    return table((*header, "machine", "commit"), rows)
 
 
 def inference_speed() -> str:
@@ -177,13 +209,14 @@ def inference_speed() -> str:
             r["mode"],
             r["latency_ms"],
             f"{float(r['ratio']):.2f}",
+            range_of(r),
             machine(r),
             r["commit"],
         )
         for ours, peers in runs("inference_speed.csv")
         for r in (ours, *peers)
     ]
-    header = ("model", "pixels", "threads", "run by", "ms", "its time / ours", "machine", "commit")
+    header = ("model", "pixels", "threads", "run by", "ms", "its time / ours", "lowest to highest", "machine", "commit")
     return table(header, rows) if rows else NOT_MEASURED
 
 
@@ -201,10 +234,15 @@ def experiments() -> str:
     return sections()
 
 
+def range_of(row: Row) -> str:
+    """The ratio from the lowest round to the highest."""
+    return f"{float(row['ratio_low']):.2f} to {float(row['ratio_high']):.2f}" if row["ratio_low"] else "-"
+
+
 def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
     """Of each kind of measurement the last run: our row, and those of the peers that were timed."""
     columns = ("model", "arguments", "batch", "size", "threads", "device", "cpu", *also)
-    rows = [row for row in read(name) if row["ratio"]]
+    rows = [row for row in read(name) if row["ratio"] and int(row["rounds"]) >= LEAST_ROUNDS]
     for ours in latest([row for row in rows if row["mode"] == "starshift"], *columns):
         same = ("run", *columns)
         yield ours, [row for row in rows if row is not ours and all(row[c] == ours[c] for c in same)]
@@ -221,10 +259,12 @@ TABLES: dict[str, Callable[[], str]] = {
         cifar10,
         loader,
         operators,
+        operator_cases,
         gpu_kernels,
         training_speed,
         inference_speed,
         deploy,
+        accelerated,
         claims,
         experiments,
         int8,

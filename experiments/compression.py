@@ -31,8 +31,9 @@ SETTING = (
 READING = (
     "Weights of one byte cost two tenths of a point at most, with or without low rank, at 0.27 to 0.43 of the bytes: "
     "the two add up. Low rank alone is dear where 1x1 convolutions are all there is: ShiftResNet, whose matrices are "
-    "small, loses 3.6 points with a quarter of their weights and 18 with half. StarNet's are wide: a quarter costs it "
-    "a quarter of a point, half 1.5 points. None was trained after its compression, which would win some of that back"
+    "small, loses 3.6 points where a quarter of their weights is gone and 18 where half is. StarNet's are wide: a "
+    "quarter gone costs it a quarter of a point, half 1.5 points. None was trained after its compression, "
+    "which would win some of that back"
 )
 COST = {"smoke": "20 s", "small": "10 min on 2 cores", "paper": "4 networks of 164 epochs on CIFAR-10: one GPU, hours"}
 NEEDS_DATA = True

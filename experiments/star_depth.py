@@ -22,7 +22,7 @@ TITLE = "Star or sum by depth, at fixed width"
 SOURCE = "Rewrite the Stars, table of depths"
 SETTING = f"{DEMONET_SETTING}. Width 32 (paper 192)"
 READING = (
-    "The star leads by four to six points from depth 2 to 8, which is what the paper finds at ten times the depth. With"
+    "The star leads by four to six points from depth 2 to 8, which is what the paper finds at depths 10 to 22. With"
     " ranges this wide the small changes from row to row mean nothing; at three epochs all six networks are far from"
     " their end. More depth pays the star (3.4 points from 2 to 8) about as much as the sum (4.1)"
 )

@@ -23,9 +23,9 @@ TITLE = "Star or sum by width, at fixed depth"
 SOURCE = "Rewrite the Stars, figure 1"
 SETTING = f"{DEMONET_SETTING}. Depth 6 (paper 12)"
 READING = (
-    "The paper's lead shrinks from width 96 on, where the sum catches up with more of ImageNet learnt in 300 "
-    "epochs. In three epochs at widths 16 to 64 both are far from what they can learn, and the wider star gains "
-    "more from each epoch: narrowing is not seen where training is this short"
+    "The paper's lead shrinks from width 96 on, after 300 epochs of ImageNet. Here, at widths 16 to 64 and three "
+    "epochs, it grows up to 48 and is no larger at 64; these widths say nothing of the paper's, and both networks are "
+    "far from what they can learn"
 )
 COST = {
     "smoke": "20 s",
@@ -33,6 +33,7 @@ COST = {
     "paper": "14 networks of 300 epochs on ImageNet-1k: 8 GPUs, weeks",
 }
 NEEDS_DATA = True
+SAID_FROM = 96  # the narrowest of the paper's, who say that the gap narrows from there on
 WIDTHS = {"smoke": (16,), "small": (16, 32, 48, 64), "paper": (96, 128, 160, 192, 224, 256, 288)}
 
 
@@ -52,10 +53,10 @@ def claims(rows: list[Row]) -> list[Claim]:
     found = gaps(rows, "width")
     better = every(above(gap) for gap in found.values())
     ours = ", ".join(f"{signed(gap)} at {width}" for width, gap in found.items())
-    repeated = [gap for gap in found.values() if gap is not None and len(gap.values) > 1]
+    wide = [gap for width, gap in found.items() if int(width) >= SAID_FROM and gap is not None and len(gap.values) > 1]
     narrows = None
-    if len(repeated) > 1 and (repeated[0].low > repeated[-1].high or repeated[0].high < repeated[-1].low):
-        narrows = repeated[0].mean > repeated[-1].mean
+    if len(wide) > 1 and (wide[0].low > wide[-1].high or wide[0].high < wide[-1].low):
+        narrows = wide[0].mean > wide[-1].mean
     return [
         Claim("star is above sum at every width", "+5.5 points at width 192", ours, better),
         Claim("the gap narrows as the network widens", "said of widths 96 to 288", ours, narrows),

@@ -17,7 +17,7 @@ from typing import Any
 from experiments._book import Claim
 from experiments._cells import Cell, seeds, training
 from experiments._settings import STARNET
-from experiments._stats import Row, above, as_table, difference, error_bars, signed, spread, text, values
+from experiments._stats import Row, above, as_table, difference, error_bars, every, signed, spread, text, values
 
 TITLE = "StarNet's choices, one changed at a time"
 SOURCE = "Rewrite the Stars, ablations of StarNet"
@@ -113,12 +113,16 @@ def claims(rows: list[Row]) -> list[Claim]:
         worse = above(everywhere)
         made.append(
             Claim(
-                "StarNet with sums in place of stars is worse",
-                "said of every stage",
-                f"{signed(everywhere)}; stage by stage {', '.join(signed(change) for _, change in stages)}",
+                "StarNet with sums in place of all stars is worse",
+                "said",
+                signed(everywhere),
                 None if worse is None else not worse,
             )
         )
+    if stages:
+        better = every(None if (up := above(change)) is None else not up for _, change in stages)
+        ours = ", ".join(signed(change) for _, change in stages)
+        made.append(Claim("so it is with sums in any one stage", "said of every stage", ours, better))
     if none is not None and single:
         worse = [above(change) for change in single]
         verdict = True if all(w is False for w in worse) else False if any(w is True for w in worse) else None

@@ -27,6 +27,9 @@ from starshift.errors import StarshiftError, nearest
 from starshift.ops import OPERATORS, _native, batch_norm_act, pointwise_conv2d, use_kernel
 from starshift.ops._case import Case
 from starshift.ops._operator import NATIVE, REFERENCE
+from starshift.ops.shift.offsets import flatten
+from starshift.ops.shift.reference import shift2d as reference_shift2d
+from starshift.ops.star.reference import ACTIVATIONS
 from starshift.training.machine import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -119,6 +122,32 @@ def _two_copies(call: Call) -> Step:
     return lambda: (x.clone(), call.grad.clone())
 
 
+def _norm(call: Call, x: Tensor, act: str) -> Tensor:
+    wanted = call.tensors["weight"], call.tensors["bias"]
+    return ACTIVATIONS[act][0](F.batch_norm(x, None, None, *wanted, training=True, eps=call.options.get("eps", 1e-5)))
+
+
+def _norm_act(call: Call) -> Step:
+    x = call.tensors["x"]
+    assert x is not None
+    return call.step(lambda: _norm(call, x, call.options["act"]))
+
+
+def _conv_norm_act(call: Call) -> Step:
+    x, w, *_ = call.tensors.values()
+    assert x is not None and w is not None
+    return call.step(lambda: _norm(call, F.conv2d(x, w), call.options["act"]))
+
+
+def _conv_norm_shift_conv(call: Call) -> Step:
+    x, w1, w2 = (call.tensors[name] for name in ("x", "w1", "w2"))
+    assert x is not None and w1 is not None and w2 is not None
+    offsets, stride = flatten(call.options["offsets"]), call.options["stride"]
+    return call.step(
+        lambda: F.conv2d(reference_shift2d(_norm(call, F.conv2d(x, w1), "relu"), offsets), w2, None, stride)
+    )
+
+
 def _apart(call: Call) -> Step:
     """Our operators for the parts."""
     x, w, weight, bias = call.tensors.values()
@@ -128,12 +157,18 @@ def _apart(call: Call) -> Step:
 
 
 PLAIN = Peer("plain PyTorch, autograd", _plain)
-"""The operator's definition in plain torch, differentiated by autograd: the peer where the table names no other."""
+"""The operator's definition in plain torch, differentiated by autograd: the peer where the table names no other. Of
+norms that would be nobody's code; there PyTorch's own layers are the peer."""
 CONV = "F.conv2d (oneDNN)"
 CUDA_NAMES = {CONV: "F.conv2d (cuDNN)"}
 PEERS: Mapping[str, tuple[Peer, ...]] = {
     "depthwise_conv2d": (Peer(CONV, _depthwise),),
-    "pointwise_norm_act": (PLAIN, Peer("pointwise_conv2d, batch_norm_act", _apart)),
+    "batch_norm_act": (Peer("F.batch_norm, activation", _norm_act),),
+    "csc": (Peer("F.conv2d, F.batch_norm, ReLU, pad + slices + concat, F.conv2d", _conv_norm_shift_conv),),
+    "pointwise_norm_act": (
+        Peer("F.conv2d, F.batch_norm, activation", _conv_norm_act),
+        Peer("pointwise_conv2d, batch_norm_act", _apart),
+    ),
     "shift2d": (Peer("copy", _two_copies),),
     "shift_conv2d": (Peer("1x1 conv alone", _conv_alone), Peer("pad + slices + concat, conv", _reference)),
 }
