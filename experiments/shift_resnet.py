@@ -54,11 +54,11 @@ def cells(budget: str) -> list[Cell]:
     for seed in seeds(budget):
         for e in expansions:
             made.append(_cell(budget, "shift", e, seed, "shiftresnet20", {"expansion": e}))
-            made.append(_reduced(budget, "net", e, seed))
+            made += [_reduced(budget, mode, e, seed) for mode in ("net", "block")]
             made.append(_cell(budget, "depthwise", e, seed, "dwresnet20", {"reduction": REDUCTIONS["depthwise"][e]}))
         if budget != "smoke":
             made.append(_cell(budget, "whole", 0, seed, "resnet20", {}))
-    return made + [_reduced(budget, "block", e, seed) for seed in seeds(budget) for e in expansions]
+    return made
 
 
 def _reduced(budget: str, mode: str, e: int, seed: int) -> Cell:
