@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from starshift.ops import _native, pointwise
-from starshift.ops._native import float32_rows
+from starshift.ops._native import conv_layout, float32_rows
 from starshift.ops.pointwise import reference
 from starshift.ops.star.reference import ACTIVATION_CODES
 
@@ -32,12 +32,7 @@ def _like(rows: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if weight.dim() != 4:
         return rows.view(*x.shape[:-1], -1)
     out = rows.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-    return out.contiguous(memory_format=_layout(x, weight))
-
-
-def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight))
-    return torch.channels_last if last else torch.contiguous_format
+    return out.contiguous(memory_format=conv_layout(x, weight))
 
 
 def _sizes(rows: Tensor, w1: Tensor, w2: Tensor) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES
+from starshift.ops._native import DTYPES, conv_layout, float32_rows
 from starshift.ops.shift import _shift2d, _shift_conv2d, _shift_conv2d_backward
 
 LAST = torch.channels_last
@@ -49,13 +49,13 @@ def _conv_supported(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: lis
 
 
 def _run_conv(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: list[int], stride: int) -> Tensor:
-    layout = _layout(x, weight)
+    layout = conv_layout(x, weight)
     n, c, h, w = x.shape
     size = (n, weight.shape[0], -(-h // stride), -(-w // stride))
     out = torch.empty(size, dtype=x.dtype, memory_format=LAST)
     _functions()[1](
-        *(DTYPES[x.dtype], n, c, h, w, weight.shape[0], stride, x.contiguous(memory_format=LAST), _rows(weight)),
-        *(None if bias is None else bias.float().contiguous(), offsets, len(offsets) // 3, out, _native.threads()),
+        *(DTYPES[x.dtype], n, c, h, w, weight.shape[0], stride, x.contiguous(memory_format=LAST)),
+        *(*float32_rows(weight, bias), offsets, len(offsets) // 3, out, _native.threads()),
     )
     return out.contiguous(memory_format=layout)
 
@@ -67,26 +67,16 @@ def _backward_supported(grad: Tensor, x: Tensor, weight: Tensor, offsets: list[i
 def _run_backward(
     grad: Tensor, x: Tensor, weight: Tensor, offsets: list[int], stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout = _layout(x, weight)
+    layout = conv_layout(x, weight)
     x = x.contiguous(memory_format=LAST)
     gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
     gw = torch.empty(weight.shape, dtype=torch.float32, memory_format=layout)
     gb = torch.empty(weight.shape[0], dtype=torch.float32)
     _functions()[2](
-        *(DTYPES[x.dtype], *x.shape, weight.shape[0], stride, grad.contiguous(memory_format=LAST), x, _rows(weight)),
-        *(offsets, len(offsets) // 3, gx, gw, gb, _native.threads()),
+        *(DTYPES[x.dtype], *x.shape, weight.shape[0], stride, grad.contiguous(memory_format=LAST), x),
+        *(*float32_rows(weight), offsets, len(offsets) // 3, gx, gw, gb, _native.threads()),
     )
     return gx.contiguous(memory_format=layout), gw.to(weight.dtype), gb.to(weight.dtype)
-
-
-def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Of a convolution's results: channels last where either operand is."""
-    return LAST if LAST in (suggest_memory_format(x), suggest_memory_format(weight)) else torch.contiguous_format
-
-
-def _rows(weight: Tensor) -> Tensor:
-    """(K, C) float32, row after row."""
-    return weight.detach().flatten(1).float().contiguous()
 
 
 if _native.available():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES, Source
+from starshift.ops._native import DTYPES, Source, float32_rows
 from starshift.ops.star import _star_mlp, _star_mlp_backward
 from starshift.ops.star.reference import ACTIVATION_CODES, PLACEMENTS
 
@@ -42,7 +42,7 @@ def pack(
     sizes = (w1.shape[1], w1.shape[0], wg.shape[0])
     count, run = _packing()
     packed = torch.empty(count(*sizes))
-    run(*sizes, *_float32(*branches, *projection), packed, _native.threads())
+    run(*sizes, *float32_rows(*branches, *projection), packed, _native.threads())
     return packed
 
 
@@ -98,7 +98,7 @@ def backward(
     sums = None if partner is None else torch.empty(2, channels, dtype=torch.float64)
     _backward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *grad.arguments(), *x.arguments()),
-        *(*_float32(*branches, wg), ACTIVATION_CODES[act], PLACEMENTS.index(placement)),
+        *(*float32_rows(*branches, wg), ACTIVATION_CODES[act], PLACEMENTS.index(placement)),
         *(gx, gw1, gb1, gw2, gb2, gwg, gbg, partner, center, sums, _native.threads()),
     )
     return (gx, gw1, gb1, gw2, gb2, gwg, gbg), sums
@@ -113,13 +113,6 @@ def _like(x: Tensor, wg: Tensor) -> Tensor:
         return torch.empty((*x.shape[:-1], wg.shape[0]), dtype=x.dtype)
     n, _, h, w = x.shape
     return torch.empty((n, wg.shape[0], h, w), dtype=x.dtype, memory_format=torch.channels_last)
-
-
-def _float32(*weights: Tensor | None) -> list[Tensor | None]:
-    return [
-        w if w is None or (w.dtype == torch.float32 and w.is_contiguous()) else w.detach().float().contiguous()
-        for w in weights
-    ]
 
 
 def _run(x: Tensor, w1: Tensor, *rest: Any) -> Tensor:
