@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d, Mlp
+from timm.layers import BatchNormAct2d, Mlp, freeze_batch_norm_2d
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 import starshift
@@ -140,3 +141,43 @@ def test_pointwise(size: int) -> None:
     assert_close("gradient", y.grad, x.grad)
     assert_close("weight", other.weight.grad, conv.weight.grad)
     assert_close("bias", other.bias.grad, conv.bias.grad)
+
+
+def test_geometry_changed_afterwards_is_kept_to() -> None:
+    """As by code that turns a network's last strides into dilation."""
+    x = pixels(2, 12, 32, 30).requires_grad_()
+    depthwise, other = pair(nn.Conv2d(12, 12, 3, padding=1, groups=12))
+    for conv in (depthwise, other):
+        conv.dilation, conv.padding = (2, 2), (2, 2)
+    assert_close("dilated", other(x), depthwise(x))
+    pointwise, other = pair(nn.Conv2d(12, 20, 1))
+    for conv in (pointwise, other):
+        conv.stride, conv.padding = (2, 2), (1, 1)
+    assert_close("strided", other(x), pointwise(x))
+
+
+class _Wrapped(nn.Module):
+    """As an adapter stands around a layer whose weight it shows."""
+
+    def __init__(self, inner: nn.Conv2d) -> None:
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.inner(x)
+
+
+def test_parts_replaced_afterwards_are_called() -> None:
+    torch.manual_seed(0)
+    x = pixels(2, 12, 24, 30)
+    mlp, other = pair(Mlp(12, 20, use_conv=True))
+    for layer in (mlp, other):
+        layer.fc2 = _Wrapped(layer.fc2)
+    assert_close("mlp", other(x), mlp(x))
+    block, other = pair(InvertedResidual(12, 12, exp_ratio=4, act_layer=nn.ReLU6))
+    for layer in (block, other):
+        layer.conv_pw = _Wrapped(layer.conv_pw)
+    assert_close("block", other(x), block(x))
+    block, other = pair(InvertedResidual(12, 12, exp_ratio=4, act_layer=nn.ReLU6))
+    frozen = freeze_batch_norm_2d(other)
+    assert_close("frozen", frozen(x), freeze_batch_norm_2d(block)(x))

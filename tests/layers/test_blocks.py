@@ -176,3 +176,14 @@ def test_star_shift_block_names_wrong_options() -> None:
         StarShiftBlock(8, space="warp")
     with pytest.raises(StarshiftError):
         StarShiftBlock(8, kernel_size=4)
+
+
+@pytest.mark.parametrize("mode", ["star", "sum"])
+def test_demo_block_calls_parts_that_are_watched_or_replaced(mode: str) -> None:
+    torch.manual_seed(0)
+    block, x, seen = DemoBlock(8, mode, layer_scale=None), torch.randn(2, 8, 5, 5), []
+    expected = block(x)
+    block.g.register_forward_hook(lambda *_: seen.append("g"))
+    block.f = nn.Sequential(block.f)
+    assert_close("the same", block(x), expected)
+    assert seen == ["g"]

@@ -98,3 +98,14 @@ def test_folding_needs_no_parameters_to_be_trainable_and_keeps_the_dtype() -> No
     assert {p.dtype for p in folded.parameters()} == {torch.float64}
     x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
     assert_close("double", folded(x), model(x))
+
+
+def test_parts_that_serve_elsewhere_or_are_watched_stay() -> None:
+    """As the convolutions of a detector's head, shared by levels that have norms of their own."""
+    x, conv = torch.randn(2, 8, 5, 5), nn.Conv2d(8, 8, 3, padding=1)
+    assert _norms(_same(nn.Sequential(ConvBN(conv), ConvBN(conv)), x)) == 2
+    twice = ConvBN(nn.Conv2d(8, 8, 3, padding=1))
+    assert _norms(_same(nn.Sequential(twice, twice), x)) == 0
+    watched = ConvBN(nn.Conv2d(8, 8, 3, padding=1))
+    watched.bn.register_forward_hook(lambda module, args, out: out.abs())
+    assert _norms(_same(watched, x)) == 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from starshift.errors import StarshiftError
 from starshift.layers import StarBlock, fold_batchnorm, fused_star
 from starshift.layers.prepared import run_prepared
 from starshift.ops import OPERATORS, _native, use_kernel
@@ -182,3 +183,36 @@ def test_folded_block_runs_with_prepared_weights(name: str) -> None:
         assert_close("again", folded(x), expected, torch.float32)
     assert_close("with gradients, by layers", folded(x).detach(), expected, torch.float32)
     assert run_prepared(folded, x) is None
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_an_input_of_other_channels_is_refused(folded: bool) -> None:
+    made, _ = block("starnet", training=False)
+    made = fold_batchnorm(made) if folded else made
+    for channels in (12, 48):
+        with torch.no_grad(), pytest.raises((RuntimeError, StarshiftError)):
+            made(torch.randn(1, channels, 7, 7))
+
+
+def test_settings_that_only_layers_know_run_by_them() -> None:
+    made, x = block("starnet", training=True)
+    made.g.bn.track_running_stats = False
+    assert "g.bn" in str(fused_star.why_unfused(made, x))
+    made, x = block("starnet", training=True)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        made(x[:1, :, :1, :1])
+    made.dwconv.conv = nn.Conv2d(24, 24, 7, padding="same", groups=24)
+    assert "dwconv.conv" in str(fused_star.why_unfused(made, x))
+    assert made(x).shape == x.shape
+
+
+@pytest.mark.parametrize("part", ["f1", "f2", "g", "dwconv", "dwconv2"])
+@pytest.mark.parametrize("mode", ["star", "sum"])
+def test_a_hook_on_a_part_is_called(part: str, mode: str) -> None:
+    made, x, seen = StarBlock(8, mode=mode).eval(), torch.randn(1, 8, 7, 7), []
+    for one in (made, fold_batchnorm(made)):
+        with torch.no_grad():
+            expected = one(x)
+            getattr(one, part).register_forward_hook(lambda *_: seen.append(part))
+            assert_close("watched", one(x), expected)
+    assert seen == [part, part]

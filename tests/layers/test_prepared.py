@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from starshift.errors import StarshiftError
 from starshift.layers import ConvBN, Foldable, StarBlock, fold_batchnorm
 from starshift.layers.activation import activation
 from starshift.layers.prepared import run_prepared
@@ -230,3 +231,14 @@ def test_a_network_of_other_blocks_is_not_tried_as_a_whole() -> None:
     assert not _folded(create_model("shiftresnet20", num_classes=5)).folded
     assert not _folded(create_model("demonet_d12_w96", num_classes=5)).folded
     assert _folded(create_model("starnet_s050_32px", num_classes=5)).folded
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    folded = _folded(ConvBN(nn.Conv2d(3, 32, 5)))
+    with torch.no_grad():
+        assert prepared(folded, torch.randn(1, 3, 5, 5)) is not None
+        for shape in ((1, 4, 9, 9), (1, 1, 9, 9), (1, 3, 4, 9), (1, 3, 2, 2)):
+            with pytest.raises(StarshiftError, match="cannot take an input"):
+                folded(torch.randn(shape))
+        elsewhere = copy.deepcopy(folded).to("meta")
+        assert prepared(elsewhere, torch.randn(1, 3, 5, 5)) is None

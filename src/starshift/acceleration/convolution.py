@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same
@@ -13,21 +13,24 @@ from starshift.acceleration._rules import DTYPES, ClassRule, rule
 from starshift.ops import depthwise_conv2d
 
 
-def _padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """In pixels at each side, (vertical, horizontal), where ``padding`` may be ``"same"`` or ``"valid"``."""
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
-    assert left == right and top == bottom
-    return top, left
+def _padding(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """In pixels at each side, (vertical, horizontal); None where the two sides differ."""
+    if not isinstance(conv.padding, str):
+        return cast(tuple[int, int], conv.padding)
+    (top, left) = (
+        d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+    )
+    return None if top % 2 or left % 2 else (top // 2, left // 2)
 
 
 class AcceleratedConv2d(nn.Conv2d):
     """A depthwise ``nn.Conv2d`` that runs :func:`starshift.ops.depthwise_conv2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() != 4:
+        padding = _padding(self)
+        if input.dim() != 4 or padding is None:
             return super().forward(input)
-        stride, dilation = self.stride, self.dilation
-        return depthwise_conv2d(input, self.weight, self.bias, stride, _padding(self), dilation)  # type: ignore[arg-type]
+        return depthwise_conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation)  # type: ignore[arg-type]
 
 
 class AcceleratedConv2dSame(Conv2dSame):
@@ -52,8 +55,7 @@ class DepthwiseConvolution(ClassRule):
             return "groups != channels"
         if module.padding_mode != "zeros":
             return f"padding_mode {module.padding_mode!r}"
-        left, right, top, bottom = module._reversed_padding_repeated_twice
-        if left != right or top != bottom:
+        if _padding(module) is None:
             return "uneven padding"
         if module.weight.dtype not in DTYPES:
             return str(module.weight.dtype).removeprefix("torch.")

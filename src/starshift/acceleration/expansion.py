@@ -28,10 +28,12 @@ def widen(conv: Any, norm: Any, x: Tensor, act: str | None = "none") -> Tensor |
     """``act(norm(conv(x)))`` as one operator, with the norm's running statistics kept; None where that cannot be.
 
     Args:
-        conv, norm: two that :func:`widens` says yes to.
+        conv, norm: None is returned for two that :func:`widens` says no to.
         x: (N, C, H, W).
         act: of what follows the norm; a norm with an activation of its own has that. None: it has no name.
     """
+    if not widens(conv, norm):  # a part may have been replaced
+        return None
     own = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
     if own:
         act = activation_name(norm.act) if type(norm.drop) is nn.Identity else None

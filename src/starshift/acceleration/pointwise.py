@@ -26,7 +26,7 @@ def is_pointwise(layer: nn.Module) -> bool:
     return (
         type(layer) in (nn.Conv2d, AcceleratedPointwiseConv2d)
         and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
-        and layer._reversed_padding_repeated_twice in ([0] * 4, (0,) * 4)
+        and layer.padding in ((0, 0), "same", "valid")
     )
 
 
@@ -34,7 +34,7 @@ class AcceleratedPointwiseConv2d(nn.Conv2d):
     """A 1x1 ``nn.Conv2d`` that learns by :func:`starshift.ops.pointwise_conv2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        learns = torch.is_grad_enabled() and self.weight.requires_grad and is_pointwise(self)
         if not learns or not runs_kernels(input, "pointwise_conv2d") or _pixels(input) < _LEAST_PIXELS:
             return super().forward(input)
         return pointwise_conv2d(input, self.weight, self.bias)
@@ -63,7 +63,7 @@ class AcceleratedMlp(Mlp):
         drops = [d for d in (self.drop1, self.drop2) if d.p > 0 and d.training]
         parts = (self.fc1, self.act, self.drop1, self.norm, self.fc2, self.drop2)
         act = activation_name(self.act)
-        small = _pixels(x) < _LEAST_PIXELS
+        small = _pixels(x) < _LEAST_PIXELS or not (is_pointwise(self.fc1) and is_pointwise(self.fc2))
         if drops or act is None or small or not runs_kernels(x, "pointwise_mlp") or any(map(is_watched, parts)):
             return super().forward(x)
         return pointwise_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, act)

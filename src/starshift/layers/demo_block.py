@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.depthwise import DepthwiseConv2d
+from starshift.layers.norm import is_watched
 from starshift.layers.star_block import MODES
-from starshift.ops import ACTIVATIONS, PLACEMENTS, star_mlp
+from starshift.ops import ACTIVATIONS, PLACEMENTS, star, star_mlp
 
 
 class DemoBlock(nn.Module):
@@ -64,5 +65,8 @@ class DemoBlock(nn.Module):
         if self.mode == "sum":
             x1, x2 = self.f(x_NHWC).chunk(2, dim=-1)
             return self.g(add_branches(x1, x2, activation(self.act), self.placement))
+        if any(type(layer) is not nn.Linear or is_watched(layer) for layer in (self.f, self.g)):
+            x1, x2 = self.f(x_NHWC).chunk(2, dim=-1)
+            return self.g(star(x1, x2, self.act, self.placement))
         (w1, w2), (b1, b2) = self.f.weight.chunk(2), self.f.bias.chunk(2)
         return star_mlp(x_NHWC, w1, b1, w2, b2, self.g.weight, self.g.bias, self.act, self.placement)

@@ -46,7 +46,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     uses = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     for module in list(folded.modules()):
         if isinstance(module, Foldable):
-            module.fold()
+            if _on_its_own(module, uses):
+                module.fold()
         elif type(module).forward is nn.Sequential.forward:
             _fold_sequential(module, uses)
     return folded
@@ -111,6 +112,14 @@ def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
         scale = scale * bn.weight
     shift = -bn.running_mean * scale
     return scale, shift if bn.bias is None else shift + bn.bias
+
+
+def _on_its_own(module: nn.Module, uses: Counter[int]) -> bool:
+    """Whether none of its parts serves elsewhere too, and no hook waits on a norm."""
+    return all(
+        uses[id(part)] == uses[id(module)] and not (type(part) in _BATCH_NORMS and _hooked(part))
+        for part in module.modules()
+    )
 
 
 def _fold_sequential(sequence: nn.Module, uses: Counter[int]) -> None:

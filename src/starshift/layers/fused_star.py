@@ -35,6 +35,12 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     if not has_kernels(x, "star_block"):
         return "no kernel"
     unfusable = why_unfusable(block)
+    if unfusable is None:
+        norm: Any = block._modules["dwconv"]._modules["bn"]  # type: ignore[union-attr]
+        if x.dim() != 4 or x.shape[1] != norm.num_features:
+            return f"an input of {tuple(x.shape)}"
+        if norm.training and x.numel() == x.shape[1]:
+            return "one value a channel"
     if unfusable or x.device.type == "cpu":
         return unfusable
     return why_not_on_gpu(block.parameters(), x.shape[1], autocast_dtype(x) or x.dtype)
@@ -112,9 +118,11 @@ def _known(name: str, part: Any) -> bool:
     if name in ("dwconv.conv", "dwconv2.conv"):
         return type(part) in (nn.Conv2d, DepthwiseConv2d) and _depthwise(part)
     if name.endswith(".conv"):
-        return type(part) is nn.Conv2d and part.kernel_size == part.stride == (1, 1) and part.groups == 1
+        plain = type(part) is nn.Conv2d and part.kernel_size == part.stride == (1, 1) and part.groups == 1
+        return plain and part.padding in ((0, 0), "same", "valid")
     if name.endswith(".bn"):
-        return type(part) is nn.BatchNorm2d and part.affine and part.running_mean is not None
+        tracked = type(part) is nn.BatchNorm2d and part.track_running_stats and part.running_mean is not None
+        return tracked and part.affine
     if name == "drop_path":
         return type(part) in (DropPath, nn.Identity)
     return isinstance(part, nn.Module)
@@ -123,7 +131,8 @@ def _known(name: str, part: Any) -> bool:
 def _depthwise(conv: Any) -> bool:
     kernel = conv.kernel_size
     return (
-        conv.groups == conv.in_channels == conv.out_channels
+        not isinstance(conv.padding, str)
+        and conv.groups == conv.in_channels == conv.out_channels
         and kernel[0] == kernel[1] == 2 * conv.padding[0] + 1
         and conv.padding[0] == conv.padding[1]
         and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")

@@ -98,11 +98,12 @@ class _Ready:
         self.settings = [vars(part) for part in self.parts if isinstance(part, nn.Conv2d)]
         self.slots = [(part._parameters, name) for part in self.parts for name in part._parameters]
         self.kept = [of[name] for of, name in self.slots]
-        silent = any(w is not None and w.is_inference() for w in self.kept)  # such do not tell when they change
-        self.weights = [w for w in self.kept if w is not None and not silent]
+        # Inference tensors do not tell when they change; weights elsewhere are for the layers to complain of.
+        unfit = any(w is not None and (w.is_inference() or not w.is_cpu) for w in self.kept)
+        self.weights = [w for w in self.kept if w is not None and not unfit]
         self.was = [dict(children) for children in self.children], self._state()
         self.watched = self._watched()
-        self.run = None if self.watched or silent else module.prepare()
+        self.run = None if self.watched or unfit else module.prepare()
 
     def _watched(self) -> bool:
         return any(self.hooks) or has_global_hooks() or any("forward" in table for table in self.tables)

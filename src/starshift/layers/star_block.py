@@ -93,17 +93,19 @@ class StarBlock(Foldable):
 
     def _mix(self, x: Tensor) -> Tensor:
         if self.mode == "sum":
-            return self.g(add_branches(self.f1.conv(x), self.f2.conv(x), activation(self.act), self.placement))
+            return self.g(add_branches(self.f1(x), self.f2(x), activation(self.act), self.placement))
         return star_mix(self, x, self.act, self.placement)
 
 
 def star_mix(block: Any, x: Tensor, act: str, placement: str = "first", shortcut: Tensor | None = None) -> Tensor:
     """``g(star(f1(x), f2(x))) + shortcut`` by a block's three ConvBN, the branches not stored where its parts allow it.
 
-    Each convolution is called on its own where it is of another kind (in factors, say), or a hook waits on it.
+    Each part is called on its own where a convolution is of another kind (in factors, say), or a hook waits on one.
     """
-    f1, f2, g = block.f1.conv, block.f2.conv, block.g.conv
-    if not any(type(conv) is not nn.Conv2d or is_watched(conv) for conv in (f1, f2, g)):
+    parts = (block.f1, block.f2, block.g)
+    f1, f2, g = (part.conv for part in parts)
+    watched = any(map(is_watched, (*parts, f1, f2, g)))
+    if not watched and all(type(conv) is nn.Conv2d for conv in (f1, f2, g)):
         y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, act, placement)
         return norm_act(block.g.bn, y, shortcut=shortcut)
     product = star(block.f1(x), block.f2(x), act, placement)

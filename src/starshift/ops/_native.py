@@ -95,6 +95,11 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def empty(*size: Any, **options: Any) -> Tensor:
+    """Memory that a kernel fills: float32 unless ``dtype`` says otherwise, and never what PyTorch's defaults say."""
+    return torch.empty(*size, **{"dtype": torch.float32, "device": "cpu", **options})
+
+
 def float32_rows(*weights: Tensor | None) -> list[Tensor | None]:
     """Weights as kernels read them: float32, row after row; None stays None."""
     return [

@@ -18,7 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
+from starshift.errors import StarshiftError
 from starshift.ops import _native
 
 NAMESPACE = "starshift"
@@ -71,23 +74,31 @@ class Operator:
             return self.reference(*args)
         if torch.compiler.is_compiling():
             return self.overload(*args)
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return _without_autocast(self.reference)(*args)  # vmap, jvp and their like know plain operators
         if not _wants_gradient(args) and is_plain(args):
             return self.run(*args)
         return self.overload(*args) if self._eager is None else self._eager.apply(*args)
 
     def run(self, *args: Any) -> Any:
         """Below autograd: what PyTorch's dispatcher would call, called by it where it might have more to do."""
-        if not is_plain(args):
-            with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowADInplaceOrView():  # to autograd a result is no view of what a kernel wrote
+            if not is_plain(args):
                 return self.overload(*args)
-        device = "cpu" if args[0].is_cpu else "cuda"
-        below = self._below.get(device)
-        if below is None:
-            below = self._below[device] = _without_autocast(self._dispatcher(device))
-        return below(*args)
+            device = "cpu" if args[0].is_cpu else "cuda"
+            below = self._below.get(device)
+            if below is None:
+                below = self._below[device] = _without_autocast(self._dispatcher(device))
+            return below(*args)
 
-    def differentiable(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-        """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``."""
+    def differentiable(
+        self, setup_context: Callable[..., None], backward: Callable[..., Any], twice: bool = False
+    ) -> None:
+        """Register the backward: ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)``.
+
+        Args:
+            twice: the backward is made of differentiable operators; otherwise differentiating it raises.
+        """
         count = len(self.overload._schema.arguments)
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -100,7 +111,8 @@ class Operator:
             with nullcontext() if ctx.forced_kernel is None else use_kernel(ctx.forced_kernel):
                 return backward(ctx, *grads)
 
-        torch.library.register_autograd(f"{NAMESPACE}::{self.name}", guarded, setup_context=setup, lib=_LIBRARY)
+        checked = guarded if twice else once_differentiable(guarded)
+        torch.library.register_autograd(f"{NAMESPACE}::{self.name}", checked, setup_context=setup, lib=_LIBRARY)
 
         def forward(ctx: Any, *args: Any) -> Any:
             output = self.run(*args)
@@ -108,7 +120,7 @@ class Operator:
             return output
 
         # What register_autograd made, without its bookkeeping, which costs more than a small kernel.
-        functions = {"forward": staticmethod(forward), "backward": staticmethod(guarded)}
+        functions = {"forward": staticmethod(forward), "backward": staticmethod(checked)}
         self._eager = type(self.name, (torch.autograd.Function,), functions)
 
     def add_kernel(self, name: str, device: str, run: Callable[..., Any], supports: Callable[..., bool]) -> None:
@@ -193,6 +205,15 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Any, ...]:
     """Cast each tensor to ``dtype``; None stays None, and so does everything when ``dtype`` is None."""
     return tuple(t if t is None or dtype is None else t.to(dtype) for t in tensors)
+
+
+def check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
+    """
+    Raises:
+        StarshiftError: the bias has not one value for each row of the weight.
+    """
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise StarshiftError(f"{name}: a bias must be ({weight.shape[0]},) beside its weight, not {tuple(bias.shape)}")
 
 
 def is_plain(args: tuple[Any, ...]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starshift.errors import StarshiftError
 from starshift.ops import _native
 from starshift.ops.depthwise.cpu import Geometry
 from starshift.ops.star.reference import ACTIVATION_CODES
@@ -40,14 +41,20 @@ class Prepared:
         self.shape, self.act = tuple(weight.shape), ACTIVATION_CODES[act]
         sizes = self._sizes((1, self.shape[1], 1, 1), (1, 1))
         count, pack, _ = _functions()
-        self.packed = torch.empty(count(sizes))
+        self.packed = _native.empty(count(sizes))
         pack(sizes, *(None if w is None else w.detach().float().contiguous() for w in (weight, bias)), self.packed)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W), float32 or bfloat16, not smaller than the kernel."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        """x: (N, C, H, W), float32 or bfloat16.
+
+        Raises:
+            StarshiftError: other channels than the weight's, or an image smaller than the kernel.
+        """
         size = self.geometry.output_size(x.shape[2:], self.shape[2:])
-        out = torch.empty((x.shape[0], self.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
+        if x.shape[1] != self.shape[1] or min(size) < 1:
+            raise StarshiftError(f"a convolution with weights {self.shape} cannot take an input of {tuple(x.shape)}")
+        x = x.contiguous(memory_format=torch.channels_last)
+        out = _native.empty((x.shape[0], self.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
         _functions()[2](
             *(_native.DTYPES[x.dtype], _native.threads(), self._sizes(x.shape, size), x, self.packed, self.act, out),
         )

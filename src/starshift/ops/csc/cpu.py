@@ -32,8 +32,8 @@ def _run(
     x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offsets: list[int], stride: int, eps: float
 ) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
-    z = torch.empty((n, w2.shape[0], -(-h // stride), -(-w // stride)), dtype=x.dtype, memory_format=LAST)
-    mean, var, x_mean, covariance = (torch.empty(size) for size in (w1.shape[0], w1.shape[0], c, (c, c)))
+    z = _native.empty((n, w2.shape[0], -(-h // stride), -(-w // stride)), dtype=x.dtype, memory_format=LAST)
+    mean, var, x_mean, covariance = (_native.empty(size) for size in (w1.shape[0], w1.shape[0], c, (c, c)))
     _functions()[0](
         *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *float32_rows(w1, weight, bias, w2)),
         *(offsets, len(offsets) // 3, eps, z, mean, var, x_mean, covariance, _native.threads()),
@@ -63,9 +63,9 @@ def _run_backward(
     first = conv_layout(x, w1)
     second = conv_layout(x, w1, w2)
     grad, x = (t.contiguous(memory_format=LAST) for t in (grad, x))
-    gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
-    gw1, gw2 = torch.empty(w1.shape, memory_format=first), torch.empty(w2.shape, memory_format=second)
-    gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
+    gx = _native.empty(x.shape, dtype=x.dtype, memory_format=LAST)
+    gw1, gw2 = _native.empty(w1.shape, memory_format=first), _native.empty(w2.shape, memory_format=second)
+    gweight, gbias = _native.empty(weight.shape), _native.empty(bias.shape)
     _functions()[1](
         *(*_sizes(x, w1, w2, stride), x, *float32_rows(w1, weight, bias, w2), offsets, len(offsets) // 3, eps),
         *(grad, var, x_mean, covariance, gx, gw1, gweight, gbias, gw2, _native.threads()),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from starshift.errors import StarshiftError
-from starshift.ops._operator import Operator, autocast_dtype, cast
+from starshift.ops._operator import Operator, autocast_dtype, cast, check_bias
 from starshift.ops.depthwise import reference
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation"
@@ -50,6 +50,7 @@ def depthwise_conv2d(
             "depthwise_conv2d: x must be (N, C, H, W) and weight (C, 1, kh, kw); "
             f"got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
+    check_bias("depthwise_conv2d", bias, weight)
     x, weight, bias = cast(autocast_dtype(x), x, weight, bias)
     return _depthwise_conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation))
 

@@ -40,7 +40,7 @@ def pack(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The weights as :func:`forward` reads them: for many calls with the same."""
     sizes = _sizes((1, weight.shape[0], 1, 1), (0, 0, 0, 0), weight, geometry)
     count, run = _packing
-    packed = torch.empty(count(sizes))
+    packed = _native.empty(count(sizes))
     run(sizes, _float(weight), None if bias is None else _float(bias), packed)
     return packed
 
@@ -69,8 +69,8 @@ def forward(
     """
     n, c, h, w = x.tensor.shape
     out_h, out_w = geometry.output_size((h, w), weight.shape[2:])
-    out = torch.empty((n, c, out_h, out_w), dtype=x.tensor.dtype, memory_format=LAST)
-    sums = torch.empty((2, c), dtype=torch.float64) if statistics else None
+    out = _native.empty((n, c, out_h, out_w), dtype=x.tensor.dtype, memory_format=LAST)
+    sums = _native.empty((2, c), dtype=torch.float64) if statistics else None
     _forward(
         _native.DTYPES[out.dtype],
         _native.threads(),
@@ -107,8 +107,8 @@ def backward(
         ``gx * (partner - center)``.
     """
     gx = torch.empty_like(x.tensor)
-    gw, gb = torch.empty(weight.shape), torch.empty(weight.shape[0])
-    sums = None if partner is None else torch.empty((2, weight.shape[0]), dtype=torch.float64)
+    gw, gb = _native.empty(weight.shape), _native.empty(weight.shape[0])
+    sums = None if partner is None else _native.empty((2, weight.shape[0]), dtype=torch.float64)
     _backward(
         _native.DTYPES[gx.dtype],
         _native.threads(),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from starshift.errors import StarshiftError
-from starshift.ops._operator import Operator, autocast_dtype, cast
+from starshift.ops._operator import Operator, autocast_dtype, cast, check_bias
 from starshift.ops.pointwise import reference
 from starshift.ops.star.reference import check_activation
 
@@ -51,7 +51,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         >>> pointwise_conv2d(torch.ones(1, 3), torch.ones(2, 3)).tolist()
         [[3.0, 3.0]]
     """
-    _check("pointwise_conv2d", x, weight)
+    _check("pointwise_conv2d", x, weight, bias)
     return _pointwise_conv2d(*cast(autocast_dtype(x), x, weight, bias))
 
 
@@ -77,13 +77,14 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tens
         [[6.0]]
     """
     check_activation(act)
-    _check("pointwise_mlp", x, w1)
+    _check("pointwise_mlp", x, w1, b1)
     if w1.dim() != w2.dim() or w2.shape[1] != w1.shape[0] or (w2.dim() == 4 and w2.shape[2:] != (1, 1)):
         raise StarshiftError(f"pointwise_mlp: weights {tuple(w1.shape)} and {tuple(w2.shape)} do not follow each other")
+    check_bias("pointwise_mlp", b2, w2)
     return _pointwise_mlp(*cast(autocast_dtype(x), x, w1, b1, w2, b2), act)
 
 
-def _check(name: str, x: Tensor, weight: Tensor) -> None:
+def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     conv = weight.dim() == 4
     fits = (x.dim() == 4 and weight.shape[2:] == (1, 1)) if conv else weight.dim() == 2
     if not fits or x.dim() < 2 or x.shape[1 if conv else -1] != weight.shape[1]:
@@ -91,6 +92,7 @@ def _check(name: str, x: Tensor, weight: Tensor) -> None:
             f"{name}: a weight must be (K, C, 1, 1) for x (N, C, H, W), or (K, C) for (..., C); "
             f"got {tuple(weight.shape)} and {tuple(x.shape)}"
         )
+    check_bias(name, bias, weight)
 
 
 def _setup_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -64,8 +64,8 @@ if _native.available():
         rows, grads = _rows(x, weight), _rows(grad, weight)
         out, weight_grad, bias_grad = (
             torch.empty_like(rows),
-            torch.empty(_matrix(weight).shape),
-            torch.empty(weight.shape[0]),
+            _native.empty(_matrix(weight).shape),
+            _native.empty(weight.shape[0]),
         )
         sizes = (_native.DTYPES[x.dtype], *rows.shape, weight.shape[0])
         _conv_backward(*sizes, grads, rows, *float32_rows(weight), out, weight_grad, bias_grad, _native.threads())
@@ -84,8 +84,8 @@ if _native.available():
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         rows, grads = _rows(x, w1), _rows(grad, w2)
         out = torch.empty_like(rows)
-        w1_grad, w2_grad = torch.empty(_matrix(w1).shape), torch.empty(_matrix(w2).shape)
-        b1_grad, b2_grad = torch.empty(w1.shape[0]), torch.empty(w2.shape[0])
+        w1_grad, w2_grad = _native.empty(_matrix(w1).shape), _native.empty(_matrix(w2).shape)
+        b1_grad, b2_grad = _native.empty(w1.shape[0]), _native.empty(w2.shape[0])
         _mlp_backward(
             *(*_sizes(rows, w1, w2), grads, rows, *float32_rows(w1, b1, w2), ACTIVATION_CODES[act]),
             *(out, w1_grad, b1_grad, w2_grad, b2_grad, _native.threads()),

@@ -31,8 +31,8 @@ def _supports(x: Tensor, w: Tensor, *_: Any) -> bool:
 
 def _run(x: Tensor, w: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> tuple[Tensor, ...]:
     n, c, height, width = x.shape
-    y = torch.empty((n, w.shape[0], height, width), dtype=x.dtype, memory_format=LAST)
-    mean, var, x_mean, covariance = (torch.empty(size) for size in (w.shape[0], w.shape[0], c, (c, c)))
+    y = _native.empty((n, w.shape[0], height, width), dtype=x.dtype, memory_format=LAST)
+    mean, var, x_mean, covariance = (_native.empty(size) for size in (w.shape[0], w.shape[0], c, (c, c)))
     _functions()[0](
         *(*_sizes(x, w), x.contiguous(memory_format=LAST), *float32_rows(w, weight, bias), eps, ACTIVATION_CODES[act]),
         *(y, mean, var, x_mean, covariance, _native.threads()),
@@ -59,9 +59,9 @@ def _run_backward(
 ) -> tuple[Tensor, ...]:
     layout = conv_layout(x, w)
     grad, x = (t.contiguous(memory_format=LAST) for t in (grad, x))
-    gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
-    gw = torch.empty(w.shape)
-    gweight, gbias = torch.empty(weight.shape), torch.empty(bias.shape)
+    gx = _native.empty(x.shape, dtype=x.dtype, memory_format=LAST)
+    gw = _native.empty(w.shape)
+    gweight, gbias = _native.empty(weight.shape), _native.empty(bias.shape)
     _functions()[1](
         *(*_sizes(x, w), grad, x, *float32_rows(w, weight, bias), eps, ACTIVATION_CODES[act]),
         *(var, x_mean, covariance, gx, gw, gweight, gbias, _native.threads()),

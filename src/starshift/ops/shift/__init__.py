@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from starshift.errors import StarshiftError
-from starshift.ops._operator import Operator, autocast_dtype, cast
+from starshift.ops._operator import Operator, autocast_dtype, cast, check_bias
 from starshift.ops.shift import reference
 from starshift.ops.shift.offsets import (
     Offsets,
@@ -83,6 +83,7 @@ def shift_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offset
         raise StarshiftError(
             f"shift_conv2d: weight must be (K, {x.shape[1]}, 1, 1) and stride >= 1; got {tuple(weight.shape)}, {stride}"
         )
+    check_bias("shift_conv2d", bias, weight)
     x, weight, bias = cast(autocast_dtype(x), x, weight, bias)
     return _shift_conv2d(x, weight, bias, flatten(offsets), stride)
 
@@ -114,5 +115,5 @@ def _backward_shift_conv2d(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return x, weight, bias if ctx.has_bias else None, None, None
 
 
-_shift2d.differentiable(_setup_shift2d, _backward_shift2d)
+_shift2d.differentiable(_setup_shift2d, _backward_shift2d, twice=True)
 _shift_conv2d.differentiable(_setup_shift_conv2d, _backward_shift_conv2d)

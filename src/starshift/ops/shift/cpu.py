@@ -52,7 +52,7 @@ def _run_conv(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: list[int]
     layout = conv_layout(x, weight)
     n, c, h, w = x.shape
     size = (n, weight.shape[0], -(-h // stride), -(-w // stride))
-    out = torch.empty(size, dtype=x.dtype, memory_format=LAST)
+    out = _native.empty(size, dtype=x.dtype, memory_format=LAST)
     _functions()[1](
         *(DTYPES[x.dtype], n, c, h, w, weight.shape[0], stride, x.contiguous(memory_format=LAST)),
         *(*float32_rows(weight, bias), offsets, len(offsets) // 3, out, _native.threads()),
@@ -69,9 +69,9 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = conv_layout(x, weight)
     x = x.contiguous(memory_format=LAST)
-    gx = torch.empty(x.shape, dtype=x.dtype, memory_format=LAST)
-    gw = torch.empty(weight.shape, dtype=torch.float32, memory_format=layout)
-    gb = torch.empty(weight.shape[0], dtype=torch.float32)
+    gx = _native.empty(x.shape, dtype=x.dtype, memory_format=LAST)
+    gw = _native.empty(weight.shape, memory_format=layout)
+    gb = _native.empty(weight.shape[0])
     _functions()[2](
         *(DTYPES[x.dtype], *x.shape, weight.shape[0], stride, grad.contiguous(memory_format=LAST), x),
         *(*float32_rows(weight), offsets, len(offsets) // 3, gx, gw, gb, _native.threads()),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from starshift.errors import StarshiftError
-from starshift.ops._operator import Operator, autocast_dtype, cast
+from starshift.ops._operator import Operator, autocast_dtype, cast, check_bias
 from starshift.ops.star import reference
 
 ACTIVATIONS: tuple[str, ...] = tuple(reference.ACTIVATIONS)
@@ -98,6 +98,8 @@ def star_mlp(
     """
     _check(act, placement)
     _check_weights(x, w1, w2, wg)
+    for bias, weight in ((b1, w1), (b2, w2), (bg, wg)):
+        check_bias("star_mlp", bias, weight)
     dtype = autocast_dtype(x)
     x, w1, b1, w2, b2 = cast(dtype, x, w1, b1, w2, b2)
     wg, bg = cast(torch.float32 if dtype == torch.float16 else dtype, wg, bg)

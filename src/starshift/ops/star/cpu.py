@@ -41,7 +41,7 @@ def pack(
     w1, wg = branches[0], projection[0]
     sizes = (w1.shape[1], w1.shape[0], wg.shape[0])
     count, run = _packing()
-    packed = torch.empty(count(*sizes))
+    packed = _native.empty(count(*sizes))
     run(*sizes, *float32_rows(*branches, *projection), packed, _native.threads())
     return packed
 
@@ -67,7 +67,7 @@ def forward(
     """
     rows, channels, hidden, out_channels = _sizes(x.tensor, branches[0], projection[0])
     out = _like(x.tensor, projection[0])
-    sums = torch.empty(2, out_channels, dtype=torch.float64) if statistics else None
+    sums = _native.empty(2, out_channels, dtype=torch.float64) if statistics else None
     packed = pack(branches, projection) if packed is None else packed
     _forward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *x.arguments(), packed),
@@ -92,10 +92,10 @@ def backward(
     """
     rows, channels, hidden, out_channels = _sizes(x.tensor, branches[0], wg)
     gx = torch.empty_like(x.tensor)
-    gw1, gw2 = (torch.empty(w.shape, dtype=torch.float32) for w in (branches[0], branches[2]))
-    gwg = torch.empty(wg.shape, dtype=torch.float32)
-    gb1, gb2, gbg = torch.empty(hidden), torch.empty(hidden), torch.empty(out_channels)
-    sums = None if partner is None else torch.empty(2, channels, dtype=torch.float64)
+    gw1, gw2 = (_native.empty(w.shape) for w in (branches[0], branches[2]))
+    gwg = _native.empty(wg.shape)
+    gb1, gb2, gbg = _native.empty(hidden), _native.empty(hidden), _native.empty(out_channels)
+    sums = None if partner is None else _native.empty(2, channels, dtype=torch.float64)
     _backward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *grad.arguments(), *x.arguments()),
         *(*float32_rows(*branches, wg), ACTIVATION_CODES[act], PLACEMENTS.index(placement)),
@@ -110,9 +110,9 @@ def _sizes(x: Tensor, w1: Tensor, wg: Tensor) -> tuple[int, int, int, int]:
 
 def _like(x: Tensor, wg: Tensor) -> Tensor:
     if wg.dim() != 4:
-        return torch.empty((*x.shape[:-1], wg.shape[0]), dtype=x.dtype)
+        return _native.empty((*x.shape[:-1], wg.shape[0]), dtype=x.dtype)
     n, _, h, w = x.shape
-    return torch.empty((n, wg.shape[0], h, w), dtype=x.dtype, memory_format=torch.channels_last)
+    return _native.empty((n, wg.shape[0], h, w), dtype=x.dtype, memory_format=torch.channels_last)
 
 
 def _run(x: Tensor, w1: Tensor, *rest: Any) -> Tensor:
@@ -138,7 +138,7 @@ def _rows(x: Tensor, weight: Tensor) -> tuple[Tensor, torch.memory_format]:
 
 def _supports(x: Tensor, *rest: Any) -> bool:
     tensors = [t for t in (x, *rest) if isinstance(t, Tensor)]
-    return x.dtype in DTYPES and x.numel() > 0 and all(t.dtype == x.dtype for t in tensors)
+    return x.dtype in DTYPES and all(t.dtype == x.dtype and t.numel() > 0 for t in tensors)
 
 
 if _native.available():

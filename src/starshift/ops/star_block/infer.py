@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from starshift.errors import StarshiftError
 from starshift.ops import _native
 from starshift.ops.depthwise import cpu as depthwise
 from starshift.ops.depthwise.cpu import Geometry
@@ -47,6 +48,7 @@ class Prepared:
     def __init__(self, weights: Folded, act: str, placement: str) -> None:
         kernels = weights.wd.shape[-1], weights.we.shape[-1]
         first, last = (Geometry((1, 1), (k // 2, k // 2), (1, 1)) for k in kernels)
+        self.channels = weights.wd.shape[0]
         self.sizes = weights.w1.shape[0], *kernels
         self.weights = (
             depthwise.pack(weights.wd, weights.bd, first),
@@ -56,7 +58,13 @@ class Prepared:
         self.codes = ACTIVATION_CODES[act], PLACEMENTS.index(placement)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W), float32 or bfloat16."""
+        """x: (N, C, H, W), float32 or bfloat16.
+
+        Raises:
+            StarshiftError: other channels than the weights'.
+        """
+        if x.shape[1] != self.channels:
+            raise StarshiftError(f"a star block of {self.channels} channels cannot take an input of {tuple(x.shape)}")
         x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
         _folded()(
