@@ -19,7 +19,7 @@ def machine_facts() -> dict[str, str | int | float]:
     is loaded and sees one."""
     facts: dict[str, str | int | float] = {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "memory_gb": _memory_gb(),
         "os": f"{platform.system()} {platform.machine()}",
     }
@@ -44,6 +44,16 @@ def checkout() -> Path | None:
     """The root of the git checkout that this package runs from; None for an installed one, wherever that lies."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / ".git").exists() else None
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_decoders() -> int:
+    """Processes or threads that decode images beside a network: a core is left to it, and eight feed most."""
+    return min(8, max(0, cores() - 1))
 
 
 def cpu_name() -> str:

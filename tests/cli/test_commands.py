@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from starshift.cli.main import app
+from starshift.deploy import get_target
 from starshift.models import list_models, model_info
 
 
@@ -93,6 +94,32 @@ def test_export_tells_the_error_it_measured(small_model: Path, labelled: Path, t
     assert "relative error of the logits against PyTorch" in text
     shown = run("predict", tmp_path / "a.onnx", labelled / "cat").stdout
     assert len(shown.splitlines()) == 5
+
+
+def test_a_file_with_random_weights_says_so(onnx_file: Path, labelled: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(onnx_file)
+    next(fact for fact in model.metadata_props if fact.key == "trained").value = "false"
+    path = tmp_path / "random.onnx"
+    onnx.save(model, path)
+    warning = f"warning: {path} was exported with random weights and names nothing right\n"
+    shown = run("predict", path, labelled / "cat")
+    assert shown.stderr == warning and len(shown.stdout.splitlines()) == 5
+    result = run("eval", path, labelled, "-j", 0, "--json")
+    assert result.stderr == warning and json.loads(result.stdout)["trained"] is False
+    assert run("predict", onnx_file, labelled / "cat").stderr == ""
+
+
+def test_export_of_a_name_warns_and_takes_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = get_target("onnx")
+    monkeypatch.setattr(target, "export", lambda model, example, metadata, path: path.write_bytes(b""))
+    monkeypatch.setattr(target, "check", lambda model, path, images: 0.0)
+    words = ("export", "shiftresnet20", "--out", tmp_path / "a.onnx")
+    result = run(*words, "--json")
+    assert [line for line in result.stderr.splitlines() if "random weights" in line] == result.stderr.splitlines()
+    assert json.loads(result.stdout)["model"] == "shiftresnet20" and result.stderr.startswith("warning: ")
+    assert "no pretrained weights for shiftresnet20" in run(*words, "--pretrained", code=2).stderr
 
 
 def test_export_lists_the_formats_there_are(small_model: Path) -> None:

@@ -45,6 +45,23 @@ def test_val_is_preferred_to_test(make_folder: MakeFolder) -> None:
     assert "/val/" in open_data(root).val.name(0)
 
 
+@pytest.mark.parametrize(
+    ("train", "val"), [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "Valid"), ("training", "Validation")]
+)
+def test_names_of_splits_in_capitals(make_folder: MakeFolder, train: str, val: str) -> None:
+    root = make_folder({f"{train}/cat": 3, f"{train}/dog": 1, f"{val}/cat": 2, f"{val}/dog": 2})
+    data = open_data(root)
+    assert data.classes == ("cat", "dog") and len(data.train) == 4 and data.val.name(3) == f"{root}/{val}/dog/001.jpg"
+    assert any("validation uses" in note for note in data.notes) == val.startswith("Test")
+    assert open_eval_data(root, ["cat", "dog"]).targets == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("counts", [{"Train": 3, "Test": 3}, {"train": 3, "val": 3}, {"Testing/a": 3, "Testing/b": 3}])
+def test_splits_are_no_classes(make_folder: MakeFolder, counts: dict[str, int]) -> None:
+    with pytest.raises(StarshiftError, match="but no train/ folder with one folder per class in it"):
+        open_data(make_folder(counts))
+
+
 def test_one_folder_per_class_is_split_by_class(make_folder: MakeFolder) -> None:
     root = make_folder({"cat": 10, "dog": 5, "emu": 2})
     data = open_data(str(root), val_fraction=0.2)

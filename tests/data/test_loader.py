@@ -265,11 +265,12 @@ def test_channels_must_agree() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 1)])
 def test_a_signal_to_all_processes_leaves_the_workers_quiet_and_serving(
     tmp_path: Path, make_folder: MakeFolder, number: int
 ) -> None:
-    """As Ctrl-C in a terminal and a scheduler's SIGTERM do: the main process decides, and is served until it has."""
+    """As Ctrl-C in a terminal, its closing and a scheduler's SIGTERM do: the main process decides, and is served until
+    it has."""
     root = make_folder({"train/a": 20, "train/b": 20, "val/a": 1, "val/b": 1})
     code = f"""
         import signal, sys

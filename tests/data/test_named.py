@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from starshift.data import Augment, eval_loader, open_data, train_loader
+from starshift.data import Augment, DataSource, eval_loader, open_data, train_loader
 from starshift.errors import StarshiftError
 from starshift.preprocessing import Preprocessing
 from tests.data.conftest import MakeFolder
@@ -176,6 +176,56 @@ def test_hfds_folder(make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytes
     assert all(torch.equal(a.image, b.image) for a, b in zip(*batches, strict=True))
     with pytest.raises(StarshiftError, match=r"cannot open hfds/nobody/nothing.*Let it be fetched"):
         open_data("hfds/nobody/nothing", data_dir=tmp_path / "cache")
+
+
+def write_parquet(root: Path, split: str, labels: list, names: list[str] | None = None) -> None:
+    """A split with a column of labels, plain or, with ``names``, of classes; image i is 40 + i pixels wide."""
+    datasets = pytest.importorskip("datasets")
+    kind = datasets.ClassLabel(names=names) if names else None
+    data = datasets.Dataset.from_dict({"image": [{"bytes": jpeg(i)} for i in range(len(labels))], "label": labels})
+    data = data.cast_column("image", datasets.Image())
+    data = data.cast_column("label", kind) if kind else data
+    (root / "hub").mkdir(exist_ok=True)
+    data.to_parquet(root / "hub" / f"{split}-00000-of-00001.parquet")
+
+
+def open_hub(root: Path) -> DataSource:
+    return open_data(f"hfds/{root}/hub", data_dir=root / "cache", val_fraction=0.5)
+
+
+def test_hfds_numbers_validation_by_the_classes_of_training(tmp_path: Path) -> None:
+    write_parquet(tmp_path, "train", ["dog", "cat", "emu", "dog"])
+    write_parquet(tmp_path, "validation", ["emu", "dog"])
+    data = open_hub(tmp_path)
+    assert data.classes == data.val.classes == ("cat", "dog", "emu")
+    assert data.train.targets == [1, 0, 2, 1] and data.val.targets == [2, 1]
+    write_parquet(tmp_path, "validation", ["emu", "dgo"])
+    with pytest.raises(StarshiftError, match=r"training split lacks: 'dgo'\. Did you mean 'dog'\?"):
+        open_hub(tmp_path)
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+def test_hfds_leaves_out_what_has_no_label(tmp_path: Path, names: list[str] | None) -> None:
+    write_parquet(tmp_path, "train", [0, 1, -1, 0, 1, 0], names)
+    write_parquet(tmp_path, "validation", [1, -1, 0], names)
+    data = open_hub(tmp_path)
+    assert data.train.targets == [0, 1, 0, 1, 0] and data.val.targets == [1, 0]
+    assert data.train.read(2).shape[2] == 43 and data.val.read(1).shape[2] == 42
+    assert "1 image(s) of" in data.notes[0] and "no label" in data.notes[0] and "/validation" in data.notes[1]
+
+
+def test_hfds_with_a_test_split_whose_labels_are_hidden(tmp_path: Path) -> None:
+    write_parquet(tmp_path, "train", [0, 1, 0, 1], ["a", "b"])
+    write_parquet(tmp_path, "test", [-1, -1, -1], ["a", "b"])
+    data = open_hub(tmp_path)
+    assert sorted(data.train.targets) == sorted(data.val.targets) == [0, 1]
+    assert "3 image(s) of" in data.notes[0] and "50% of every class is held out" in data.notes[1]
+
+
+def test_hfds_needs_two_classes(tmp_path: Path) -> None:
+    write_parquet(tmp_path, "train", [1, -1, 1])
+    with pytest.raises(StarshiftError, match=r"1 class\(es\), of which a classifier needs at least two; 1 image"):
+        open_hub(tmp_path)
 
 
 def test_hfds_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,56 @@ def test_the_name_of_an_architecture_is_exported_with_a_checkpoint(
         assert torch.equal(a, b)
 
 
+def _exported_as(monkeypatch: pytest.MonkeyPatch, *args: object, **options: object) -> tuple[Metadata, list[str]]:
+    """The metadata that a file gets, and what is said meanwhile, without running the exporter."""
+    facts: list[Metadata] = []
+    said: list[str] = []
+
+    def write(model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:
+        facts.append(metadata)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(get_target("onnx"), "export", write)
+    monkeypatch.setattr(get_target("onnx"), "check", lambda model, path, images: 0.0)
+    export(*args, **options, on_step=said.append)  # type: ignore[arg-type]
+    return facts[0], said
+
+
+def test_random_weights_are_told_of_in_words_and_in_the_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, said = _exported_as(monkeypatch, "starnet_s050", out=tmp_path, img_size=64)
+    assert not facts.trained and facts.to_strings()["trained"] == "false"
+    assert len(said) == 1 and said[0].startswith("warning: starnet_s050 has random weights")
+    torch.save(starshift.create_model("starnet_s050").state_dict(), tmp_path / "w.pth")
+    given = _exported_as(monkeypatch, "starnet_s050", out=tmp_path, checkpoint=tmp_path / "w.pth", img_size=64)
+    for facts, said in (given, _exported_as(monkeypatch, run)):
+        assert facts.trained and said == []
+
+
+def test_published_weights_are_exported_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, bool]] = []
+    real = starshift.create_model
+
+    def create(name: str, pretrained: bool = False, checkpoint_path: Path | None = None) -> nn.Module:
+        made.append((name, pretrained))
+        return real(name)
+
+    monkeypatch.setattr("starshift.models.create_model", create)
+    facts, said = _exported_as(monkeypatch, "starnet_s050", out=tmp_path, pretrained=True, img_size=64)
+    assert made == [("starnet_s050", True)] and facts.trained and said == []
+
+
+def test_published_weights_that_there_are_not_or_not_wanted_are_explained(run: Path, tmp_path: Path) -> None:
+    for source, options, message in (
+        ("shiftresnet20", {}, "no pretrained weights for shiftresnet20"),
+        ("shiftresnet20", {"checkpoint": "w.pth"}, "give one of --checkpoint and --pretrained, not both"),
+        (run, {}, "has its own weights: --pretrained goes with the name of an architecture"),
+    ):
+        with pytest.raises(StarshiftError, match=message):
+            export(source, out=tmp_path, pretrained=True, **options)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
@@ -241,6 +291,49 @@ def test_a_file_that_is_not_ours_is_explained(onnx_file: Path, tmp_path: Path) -
         load_exported(tmp_path / "model.xyz")
 
 
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+@pytest.mark.parametrize("works", [True, False])
+def test_onnx_runtime_gets_the_device_asked_for_or_none(
+    device: str, index: int, works: bool, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    asked: list[object] = []
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, content: bytes, options: object, providers: list) -> None:
+            asked.extend(providers)
+            super().__init__(content, options, providers=[cpu])
+
+        def get_providers(self) -> list[str]:
+            return [cuda, cpu] if works else [cpu]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda, cpu])
+    if works:
+        load_exported(onnx_file, device=device)
+    else:
+        with pytest.raises(StarshiftError, match=f"ONNX Runtime cannot use {device} here: .*--device cpu"):
+            load_exported(onnx_file, device=device)
+    assert asked == [(cuda, {"device_id": index}), (cpu, {})]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("mps", "^ONNX files are run on the CPU or with CUDA, not on mps: use --device cpu"),
+        ("cuda", "^this onnxruntime has no CUDA: pip install onnxruntime-gpu"),
+    ],
+)
+def test_a_device_that_onnx_runtime_lacks_is_explained(
+    device: str, message: str, onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(StarshiftError, match=message):
+        load_exported(onnx_file, device=device)
+
+
 def test_metadata_survives_its_strings() -> None:
     facts = Metadata(
         model="starnet_s1",
@@ -251,8 +344,11 @@ def test_metadata_survives_its_strings() -> None:
         license="cc-by-4.0",
         versions={"torch": "2.15"},
         commit="abc",
+        trained=False,
     )
     assert Metadata.from_strings(facts.to_strings(), path=Path("x")) == facts
+    before = {key: value for key, value in facts.to_strings().items() if key != "trained"}
+    assert Metadata.from_strings(before, path=Path("x")).trained
     with pytest.raises(StarshiftError, match="metadata cannot be read"):
         Metadata.from_strings(facts.to_strings() | {"labels": "["}, path=Path("x"))
 

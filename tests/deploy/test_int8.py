@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from starshift.deploy import Exported, _int8, export_checked, get_target, load_exported, targets
+from starshift.deploy import Exported, Metadata, _int8, export_checked, get_target, load_exported, targets
 from starshift.deploy._sensitivity import by_sensitivity
 from starshift.deploy._source import noise_images, open_source
 from starshift.errors import StarshiftError
 from starshift.infer import evaluate
 from starshift.layers import fold_batchnorm
 from starshift.models import create_model
+from starshift.preprocessing import Preprocessing
 from starshift.training import train
 
 ABLE = [name for name, target in targets().items() if target.int8_packages is not None]
@@ -82,6 +83,92 @@ def test_layers_named_stay_in_float(digits: Path, quantised, tmp_path: Path) -> 
     weights = dict(model.named_parameters())
     kept_values = weights["stages.1.1.f1.conv.weight"].numel() + weights["head.weight"].numel()
     assert kept_values <= sizes[0] - sizes[1] < 1.5 * kept_values + 200
+
+
+def _in_float(path: Path, weight: Tensor) -> bool:
+    """Whether an ONNX file holds this weight in float, in any order, with nothing quantised on its way to a product."""
+    import numpy as np
+    import onnx
+
+    graph = onnx.load(path).graph
+    givers = {output: node for node in graph.node for output in node.output}
+    sources = []
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            name = node.input[1]
+            while name in givers and givers[name].op_type in ("Split", "Transpose"):
+                name = givers[name].input[0]
+            sources.append(name)
+    values = [onnx.numpy_helper.to_array(value) for value in graph.initializer if value.name in sources]
+    return any(np.array_equal(np.sort(v, None), np.sort(weight.detach().numpy(), None)) for v in values)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "layers"),
+    [
+        ("demonet_d12_w32", {}, ("stem", "blocks.0.dwconv", "blocks.3.f", "blocks.3.g")),
+        (
+            "vit_tiny_patch16_224",
+            {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2},
+            ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.1.mlp.fc2", "head"),
+        ),
+    ],
+)
+def test_layers_are_found_however_their_weights_are_written(name: str, args: dict, layers: tuple, tmp_path) -> None:
+    """Linear maps of tokens become products with a transposed weight, those of DemoNet with the parts of one."""
+    torch.manual_seed(0)
+    model = fold_batchnorm(create_model(name, num_classes=3, **args).eval())
+    images = [torch.randn(4, 3, 32, 32)]
+    facts = Metadata(name, ("a", "b", "c"), Preprocessing((32, 32)), kept_float=layers)
+    path = tmp_path / "m.onnx"
+    get_target("onnx").export_int8(model, images, facts, path)
+    inner = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert {n for n, module in inner.items() if _in_float(path, module.weight)} == set(layers)
+
+
+def test_openvinos_layers_are_found_beside_products_of_activations_and_where_a_weight_is_cut() -> None:
+    import openvino
+
+    from starshift.deploy import openvino as target
+    from starshift.deploy._program import export_program
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Linear(3, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            (w1, w2), (b1, b2) = self.q.weight.chunk(2), self.q.bias.chunk(2)
+            x = x.flatten(2).transpose(1, 2)
+            q, k = nn.functional.linear(x, w1, b1), nn.functional.linear(x, w2, b2)
+            return (q @ k.transpose(1, 2)).mean(2)
+
+    model = Attention().eval()
+    network = openvino.convert_model(export_program(model, torch.randn(2, 3, 4, 4)))
+    assert len(target._operations(network, ["q"], _int8.weights_of(model, ["q"]))) == 2
+    with pytest.raises(StarshiftError, match="layer r cannot stay in float"):
+        target._operations(network, ["q", "r"], [*_int8.weights_of(model, ["q"]), torch.ones(3, 8).numpy()])
+
+
+def test_litert_names_a_layer_that_it_does_not_find(tmp_path: Path) -> None:
+    from starshift.deploy import litert as target
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).eval()
+    flatbuffer = target.convert(model, torch.randn(1, 3, 8, 8), tmp_path / "m.tflite")
+    weights = _int8.weights_of(model, ["0", "3"])
+    assert len(target._operations(flatbuffer, ["0", "3"], weights)) == 2
+    with pytest.raises(StarshiftError, match="layer r cannot stay in float"):
+        target._operations(flatbuffer, ["r"], [torch.ones(3, 8).numpy()])
+
+
+def test_a_layer_that_is_not_found_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    facts = Metadata("m", ("a", "b", "c"), Preprocessing((2, 2)), kept_float=("elsewhere",))
+    monkeypatch.setattr("starshift.deploy.onnx.weights_of", lambda model, layers: [torch.zeros(3, 12).numpy()])
+    with pytest.raises(StarshiftError, match="layer elsewhere cannot stay in float"):
+        get_target("onnx").export_int8(model, [torch.randn(2, 3, 2, 2)], facts, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_wide_depthwise_convolutions_and_their_sums_compute_in_float_on_int8_weights(quantised) -> None:  # type: ignore[no-untyped-def]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
@@ -194,42 +193,6 @@ def test_a_package_compiled_for_another_batch_is_found_out(exported, tmp_path: P
         predictor.logits(torch.zeros(5, 3, 32, 32))
 
 
-def _rewritten(path: Path, out: Path, change) -> Path:  # type: ignore[no-untyped-def]
-    """A copy of a .pt2 archive with ``change(name, JSON)`` applied to its JSON files."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name.endswith(".json"):
-                tree = json.loads(content)
-                change(name, tree)
-                content = json.dumps(tree).encode()
-            new.writestr(name, content)
-    return out
-
-
-def _use_pickle(name: str, tree: dict) -> None:
-    if name.endswith("weights_config.json"):
-        next(iter(tree["config"].values()))["use_pickle"] = True
-
-
-def _call_the_system(name: str, tree: dict) -> None:
-    if name.endswith("models/model.json"):
-        tree["graph_module"]["graph"]["nodes"][0]["target"] = "torch.serialization.os.system"
-
-
-def _evaluate(name: str, tree: dict) -> None:
-    if name.endswith("models/model.json"):
-        tree["guards_code"] = ["__import__('os').abort()"]
-
-
-@pytest.mark.parametrize("change", [_use_pickle, _call_the_system, _evaluate])
-def test_a_program_that_could_run_code_of_its_own_is_refused(change, exported, tmp_path: Path) -> None:
-    path = exported("torch").path
-    assert load_exported(_rewritten(path, tmp_path / "same.pt2", lambda name, tree: None)).classes == tuple(CLASSES)
-    with pytest.raises(StarshiftError, match="is refused: it could run code of its own"):
-        load_exported(_rewritten(path, tmp_path / "evil.pt2", change))
-
-
 def test_a_file_without_our_metadata_is_explained(tmp_path: Path) -> None:
     program = torch.export.export(torch.nn.Flatten(), (torch.zeros(2, 3, 4),))
     torch.export.save(program, tmp_path / "foreign.pt2")
@@ -265,9 +228,18 @@ def test_a_precision_that_a_format_lacks_is_explained(tiny: Path, tmp_path: Path
 
 
 def test_a_folder_takes_the_place_of_the_one_before(tiny: Path, labelled: Path, tmp_path: Path) -> None:
-    old = tmp_path / "m.openvino"
-    old.mkdir()
-    (old / "notes.txt").write_text("of yesterday")
-    done = export_checked(tiny, "openvino", old.with_name("m.openvino").parent / "m.openvino", data=labelled)
-    assert sorted(p.name for p in done.path.iterdir()) == ["model.bin", "model.xml"]
+    out = tmp_path / "m.openvino"
+    for _ in range(2):
+        done = export_checked(tiny, "openvino", out, data=labelled)
+        assert done.path == out and sorted(p.name for p in out.iterdir()) == ["model.bin", "model.xml"]
+        (out / "notes.txt").write_text("of yesterday")
     assert [p.name for p in tmp_path.iterdir()] == ["m.openvino"]
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos.onnx" / "a.jpg"
+    photos.parent.mkdir()
+    photos.touch()
+    with pytest.raises(StarshiftError, match=r"photos\.onnx is a folder, and what was exported is a file"):
+        export_checked(tiny, "onnx", photos.parent, data=labelled)
+    assert photos.exists() and [p.name for p in tmp_path.iterdir()] == ["photos.onnx"]

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from starshift import machine
+from starshift.data import ImageLoader, ImageSet, eval_loader
 from starshift.deploy import TrainedOn
 from starshift.errors import StarshiftError
 from starshift.infer import evaluate, load
@@ -75,6 +77,25 @@ def test_workers_and_batches_do_not_change_the_result(small_model: Path, labelle
     two = evaluate(small_model, labelled, batch_size=7, workers=2)
     assert one.confusion == two.confusion
     assert one.loss == pytest.approx(two.loss)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(128, 8), (4, 3), (1, 0)])
+def test_workers_are_at_most_eight_and_leave_a_core(
+    cores: int, workers: int, tmp_path: Path, make_photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog", "eel"):
+        make_photos(tmp_path / name, 5)
+    chosen: list[int] = []
+
+    def loader(images: ImageSet, preprocessing: Preprocessing, *, batch_size: int, workers: int) -> ImageLoader:
+        chosen.append(workers)
+        return eval_loader(images, preprocessing, batch_size=batch_size, workers=0)
+
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    monkeypatch.setitem(evaluate.__globals__, "eval_loader", loader)
+    evaluate(Oracle(("cat", "dog", "eel"), torch.zeros(15, 3)), tmp_path, batch_size=2)
+    assert chosen == [workers]
 
 
 def test_the_exported_file_scores_like_the_run(small_model: Path, onnx_file: Path, labelled: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from starshift import machine
 from starshift.data import load_image
 from starshift.errors import StarshiftError
 from starshift.infer import load, predict
@@ -85,6 +88,30 @@ def test_decoding_stays_a_bounded_way_ahead(small_model: Path, make_photos, tmp_
     assert len(list(islice(stream, 6))) == 6
     stream.close()
     assert 6 <= len(asked) <= 6 + 3 * 4
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(128, None, 8), (1, None, 1), (128, 0, 1), (1, 3, 3)])
+def test_threads_that_decode(
+    cores: int,
+    workers: int | None,
+    threads: int,
+    small_model: Path,
+    make_photos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, number: int, **settings: Any) -> None:
+            pools.append(number)
+            super().__init__(number, **settings)
+
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    monkeypatch.setitem(predict.__globals__, "ThreadPoolExecutor", Pool)
+    assert len(list(predict(small_model, make_photos(tmp_path, 2), workers=workers))) == 2
+    assert pools == [threads]
 
 
 def test_folders_patterns_and_files_expand_in_order(make_photos, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from starshift.cli.main import app
 from starshift.ops import _native, kernel_status
+from starshift.training import Run
 
 QUICK = ["--model=shiftresnet20", "--epochs=1", "--batch-size=8", "--set", "model_args.expansion=1", "--workers=0"]
 
@@ -68,6 +69,12 @@ def test_kernels_are_named_and_can_be_turned_off(tiny_data: Path, tmp_path: Path
         (["digits", "--recipe=quick", "--config=x.yaml"], "give one of them"),
         (["digits", "--resume=x", "--out=y"], "leave out"),
         (["digits", "--model=starnet_s9"], "starnet_s"),
+        (["digits", "--set", "out=x"], "--out x"),
+        (["digits", "--set", "resume=x"], "--resume x"),
+        (["digits", "--set", "quiet=true"], "unknown setting 'quiet'"),
+        (["digits", "--set", "stream=1"], "unknown setting 'stream'"),
+        (["digits", "--set", "recipe=quik"], "Did you mean 'quick'"),
+        (["digits", "--set", "recipe=quick", "--config=x.yaml"], "give one of them"),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(
@@ -77,6 +84,23 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     result = CliRunner().invoke(app, ["train", *arguments])
     assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_is_a_setting_too() -> None:
+    shown = [
+        CliRunner().invoke(app, ["train", "digits", *option, "--show-settings"]).stdout
+        for option in (["--recipe=finetune"], ["--set", "recipe=finetune"])
+    ]
+    assert shown[0] == shown[1] and "recipe: finetune" in shown[0]
+
+
+def test_only_the_first_process_prints_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("starshift.training.train", lambda **_: Run(Path("runs/a"), {}))
+    printed = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        printed.append(CliRunner().invoke(app, ["train", "digits", "--json"]).stdout)
+    assert json.loads(printed[0]) == {"run": "runs/a"} and printed[1] == ""
 
 
 def starshift(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -57,6 +57,7 @@ def test_published_settings() -> None:
         ({"smoothing": 2}, "smoothing must be between 0 and 1"),
         ({"weight_decay": -1}, "weight_decay must not be negative"),
         ({"mixup": 0.2, "batch_size": 9}, "batch_size must be even"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes must not be negative"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

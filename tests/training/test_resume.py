@@ -17,7 +17,7 @@ import torch
 
 from starshift.errors import StarshiftError
 from starshift.models import load_model
-from starshift.training import Run, TrainingInterrupted, epochs, train
+from starshift.training import Run, TrainingInterrupted, epochs, resolve, train
 from tests.training.conftest import TINY, Train
 
 # Everything random in a step, averaged weights, and two batches an update: 6 batches, 3 updates an epoch.
@@ -110,6 +110,89 @@ def test_stopped_in_validation(epoch: int, tiny_train: Train, unbroken: Run, mon
     assert_same_run(unbroken.path, train(resume=stop.value.run, quiet=True).path)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there is no such signal elsewhere")
+def test_a_closed_terminal_stops_like_sigterm_unless_it_is_ignored(
+    tiny_train: Train, unbroken: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_after(monkeypatch, 4, signal.SIGHUP)
+    with pytest.raises(TrainingInterrupted) as stop:
+        tiny_train(**SETTINGS)
+    assert stop.value.exit_code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        signal_after(monkeypatch, 4, signal.SIGHUP)
+        assert_same_run(unbroken.path, train(resume=stop.value.run, quiet=True).path)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Killed(Exception):
+    """What ends a run without asking."""
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(1e-9, 4), (10, 3), (0, 3)])
+def test_a_killed_run_goes_on_from_the_checkpoint_of_the_last_minutes(
+    minutes: float, kept: int, tiny_train: Train, unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = epochs.EpochKeeper.on_train_batch_end
+
+    def hook(self: Any, *args: Any) -> None:
+        original(self, *args)
+        seen.append(1)
+        if len(seen) == 9:  # 6 batches an epoch, 2 an update: in the middle of the fifth update
+            raise Killed
+
+    monkeypatch.setattr(epochs.EpochKeeper, "on_train_batch_end", hook)
+    with pytest.raises(Killed):
+        tiny_train(checkpoint_minutes=minutes, **SETTINGS)
+    monkeypatch.undo()
+    run = tmp_path / "run"
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == kept
+    assert_same_run(unbroken.path, train(resume=run, quiet=True, checkpoint_minutes=0).path)
+
+
+def test_more_devices_keep_to_the_schedule(tiny_train: Train) -> None:
+    schedule = {"lr": 0.01, "sched": "cosine", "warmup_epochs": 0}
+    rates = [
+        row["lr"]
+        for row in csv.DictReader((tiny_train("two", batch_size=16, epochs=3, **schedule).path / "metrics.csv").open())
+    ]
+    run = tiny_train("one", epochs=1, **schedule).path
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        config.replace("batch_size: 8\n", "batch_size: 16\n")
+    )  # an epoch in half the updates
+    rows = list(csv.DictReader((train(resume=run, epochs=3, quiet=True).path / "metrics.csv").open()))
+    assert [row["lr"] for row in rows[1:]] == rates[1:]
+    assert [row["step"] for row in rows] == ["6", "9", "12"]
+
+
+def test_an_epoch_broken_off_wants_as_many_devices_as_before(
+    tiny_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_after(monkeypatch, 2)
+    with pytest.raises(TrainingInterrupted) as stop:
+        tiny_train(**SETTINGS)
+    run = stop.value.run
+    with pytest.raises(StarshiftError, match=r"within an epoch, on 1 device.* not 2: resume with --devices 1"):
+        train(resume=run, devices="cpu:2", quiet=True)
+    assert resolve(run / "config.yaml").devices == "auto"
+
+
+def test_resuming_needs_no_first_weights(
+    tiny_train: Train, unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights.ckpt"
+    weights.write_bytes((unbroken.path / "checkpoints" / "best.ckpt").read_bytes())
+    signal_after(monkeypatch, 2)
+    with pytest.raises(TrainingInterrupted) as stop:
+        tiny_train(checkpoint=str(weights), epochs=1, recipe="quick")
+    weights.unlink()
+    assert train(resume=stop.value.run, quiet=True).status == "finished"
+
+
 def test_a_stopped_run_can_be_used_with_the_best_weights_so_far(
     tiny_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +252,10 @@ def test_what_cannot_be_resumed(
         train(resume=tmp_path, quiet=True)
     with pytest.raises(StarshiftError, match="is finished"):
         train(resume=unbroken.path, quiet=True)
+    with pytest.raises(StarshiftError, match=r"last.ckpt alone.*--checkpoint .*best.ckpt"):
+        train(resume=unbroken.path / "checkpoints" / "best.ckpt", epochs=9, quiet=True)
+    with pytest.raises(StarshiftError, match="no such checkpoint"):
+        train(resume=unbroken.path / "checkpoints" / "third.ckpt", epochs=9, quiet=True)
     signal_after(monkeypatch, 2)
     with pytest.raises(TrainingInterrupted) as stop:
         tiny_train(**SETTINGS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands share, so that they are named and explained once."""
+"""Options that several commands share, so that they are named and explained once, and a warning."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Image
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=0, help="Image decoders; default: by the cores.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def warn_unless(trained: bool, run: str) -> None:
+    """Say on stderr that a file's answers mean nothing."""
+    if not trained:
+        typer.echo(f"warning: {run} was exported with random weights and names nothing right", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starshift.cli._options import BatchSize, Device, Json, RunArgument, Workers
+from starshift.cli._options import BatchSize, Device, Json, RunArgument, Workers, warn_unless
 from starshift.cli._progress import progress_bar
 from starshift.errors import StarshiftError
 
@@ -41,8 +41,11 @@ def command(
         raise StarshiftError(f"{out}: results are written as .csv or .json")
     with progress_bar("eval") as advance:
         result = evaluate(run, data, batch_size=batch_size, workers=workers, device=device, on_progress=advance)
+    warn_unless(result.trained, run)
     if out is not None:
         result.write(out)
+    if hasattr(sys.stdout, "reconfigure"):  # for names that are not valid UTF-8: in CSV the bytes they are
+        sys.stdout.reconfigure(errors="surrogateescape" if as_csv else "replace")
     if as_json:
         result.write_json(sys.stdout)
     elif as_csv:
@@ -60,6 +63,8 @@ def _print(result: Evaluation) -> None:
     )
     if result.held_out:
         typer.echo("  on the part of these data that training held out")
+    if result.note:
+        typer.echo(f"  {result.note}")
     scored = [c for c in result.classes if c.top1 is not None]
     for c in sorted(scored, key=lambda c: (c.top1 or 0.0, -c.n))[:LISTED]:
         mistaken = f", most often taken for {c.mistaken_for}" if c.mistaken_for else ""

@@ -24,6 +24,7 @@ def command(
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Weights for a model's name; else random.")
     ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="The published weights for a model's name.")] = False,
     img_size: Annotated[int | None, typer.Option("--img-size", min=1, help="Side of the input, pixels.")] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", help="fp32, fp16 or bf16, as the format has them.")
@@ -46,6 +47,7 @@ def command(
         out,
         data=data,
         checkpoint=checkpoint,
+        pretrained=pretrained,
         img_size=img_size,
         precision=precision,
         quantize=quantize,

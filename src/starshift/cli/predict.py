@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from starshift.cli._options import BatchSize, Device, RunArgument, Workers
+from starshift.cli._options import BatchSize, Device, RunArgument, Workers, warn_unless
 from starshift.cli._progress import progress_bar
 from starshift.errors import StarshiftError, nearest
 
@@ -34,6 +34,7 @@ def command(
     if format not in WRITERS:
         raise StarshiftError(f"--format is {' or '.join(WRITERS)}, not '{format}'.{nearest(format, WRITERS)}")
     model = load(run, device=device)
+    warn_unless(getattr(model, "trained", True), run)
     done = failed = 0
     with _output(out) as file, progress_bar("predict") as advance:
         # A bar between lines of output on the same terminal would only disturb.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from starshift.cli._options import Json
 
-HELP = "Train a network on a folder of images (or fine-tune one with --checkpoint)."
+HELP = "Train a network on a folder of images (or fine-tune one with --pretrained or --checkpoint)."
 
 Data = Annotated[
     str | None,
@@ -30,7 +31,7 @@ def command(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="A recipe's name or a YAML file; default: quick, or finetune with --checkpoint."),
+        typer.Option("--recipe", help="A recipe's name or a YAML file; default: quick; with first weights, finetune."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="The config.yaml of another run: do the same again.")
@@ -41,6 +42,9 @@ def command(
         str | None,
         typer.Option("--checkpoint", help="Start from these weights: a file, a run folder, hf-hub:OWNER/NAME."),
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from the weights published for the model; downloads them.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Times through the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", "-b", help="Images a step and device.")] = None,
     img_size: Annotated[
@@ -69,13 +73,12 @@ def command(
 ) -> None:
     from starshift.errors import StarshiftError
     from starshift.training import TrainingInterrupted, train
-    from starshift.training.config import parse_assignments, resolve
+    from starshift.training.config import default_recipe, parse_assignments, resolve
     from starshift.training.machine import process_rank
 
-    if recipe is not None and config is not None:
-        raise StarshiftError("--recipe and --config both name where the settings start: give one of them")
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
+        "pretrained": pretrained or None,
         "epochs": epochs,
         "batch_size": batch_size,
         "img_size": img_size,
@@ -88,10 +91,13 @@ def command(
     }
     chosen = {name: value for name, value in options.items() if value is not None}
     chosen.update(parse_assignments(settings or []))
+    recipe = chosen.pop("recipe", recipe)
+    if recipe is not None and config is not None:
+        raise StarshiftError("--recipe and --config both name where the settings start: give one of them")
     named = {"data": data, "model": model}
     if show_settings:
         given = {name: value for name, value in named.items() if value is not None}
-        start = config or recipe or resume or ("finetune" if checkpoint else "quick")
+        start = config or recipe or resume or default_recipe(chosen)
         typer.echo(resolve(start, {**given, **chosen}).to_yaml(), nl=False)
         return
     try:
@@ -104,9 +110,10 @@ def command(
         )
     except TrainingInterrupted as stop:
         if process_rank() == 0:
-            typer.echo(str(stop), err=True)
+            with suppress(OSError):  # of a terminal that was closed
+                typer.echo(str(stop), err=True)
         raise typer.Exit(stop.exit_code) from None
-    if as_json:
+    if as_json and process_rank() == 0:
         import json
 
         typer.echo(json.dumps({"run": str(run.path), **run.summary}, indent=2))

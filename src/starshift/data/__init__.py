@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from starshift.data.augment import Augment
 from starshift.data.decode import BadImageError, decode_image
+from starshift.data.fingerprint import Fingerprint
 from starshift.data.images import ImageSet
 from starshift.data.loader import Batch, ImageLoader, eval_loader, train_loader
 from starshift.data.sources import DataSource, open_data, open_eval_data
@@ -23,6 +24,7 @@ __all__ = [
     "BadImageError",
     "Batch",
     "DataSource",
+    "Fingerprint",
     "ImageLoader",
     "ImageSet",
     "decode_image",

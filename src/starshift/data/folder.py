@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starshift.data.images import FileImages, ImageSet, Selection
-from starshift.data.randomness import permutation
-from starshift.errors import StarshiftError, nearest
+from starshift.data.images import FileImages, ImageSet
+from starshift.data.split import split, split_by_name
+from starshift.errors import StarshiftError, nearest, quoted
 
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2".split()  # noqa: SIM905
@@ -62,7 +61,7 @@ def scan(root: Path) -> ClassFolders:
         raise StarshiftError(_nothing_found(root, found, loose))
     empty = [name for name, files in found.files.items() if not files]
     if empty:
-        raise StarshiftError(f"no images in the class folder(s) {_names(empty)} of {root}: fill or remove them")
+        raise StarshiftError(f"no images in the class folder(s) {quoted(empty)} of {root}: fill or remove them")
     found.others += sorted(loose)
     return found
 
@@ -109,75 +108,69 @@ def _nothing_found(root: Path, found: ClassFolders, loose: list[str]) -> str:
 
 
 def find_split(root: Path, names: Sequence[str]) -> Path | None:
-    """The first of the folders ``names`` in ``root`` that has folders in it, or None."""
-    return next((root / name for name in names if (root / name).is_dir() and subfolders(root / name)), None)
+    """The first of the folders ``names``, in any case of letters, in ``root`` that has folders in it, or None."""
+    found = {name.casefold(): root / name for name in subfolders(root)}
+    return next((found[name] for name in names if name in found and subfolders(found[name])), None)
 
 
-def open_folder(root: Path, *, val_fraction: float, seed: int, channels: int) -> tuple[ImageSet, ImageSet, list[str]]:
-    """Training and validation images of a folder, and notes on how they were found.
+@dataclass(frozen=True)
+class OpenedFolder:
+    """Training and validation images of a folder, and notes on how they were found; ``boundaries`` of the split by name
+    that was made, None where there was none."""
+
+    train: ImageSet
+    val: ImageSet
+    notes: list[str]
+    boundaries: Mapping[str, float] | None = None
+
+
+def open_folder(
+    root: Path,
+    *,
+    val_fraction: float,
+    seed: int,
+    channels: int,
+    boundaries: Mapping[str, float] | None = None,
+    by_position: bool = False,
+) -> OpenedFolder:
+    """Open a folder that holds train/ and val/, or one folder per class; see :func:`starshift.data.open_data`.
 
     Raises:
-        StarshiftError: see :func:`scan` and :func:`split`; also where the classes of train and val differ (they are
-        named).
+        StarshiftError: see :func:`scan` and :func:`split_by_name`; also where the folder holds nothing but splits and
+            none to train on, or where the classes of train and val differ (they are named).
     """
     visible = subfolders(root)
     train_root, val_root = find_split(root, TRAIN_NAMES), find_split(root, VAL_NAMES)
-    if train_root is not None and val_root is None and set(visible) - {*TRAIN_NAMES, *VAL_NAMES}:
+    only_splits = {name.casefold() for name in visible} <= {*TRAIN_NAMES, *VAL_NAMES}
+    if train_root is not None and val_root is None and not only_splits:
         train_root = None  # "train" is one class among others (vehicles)
-    if train_root is None:
-        if val_root is not None and set(visible) <= set(VAL_NAMES):
-            raise StarshiftError(f"{root} holds {_names(visible)} but no train/ folder")
-        found = scan(root)
-        train, val = split(found.images(_two_or_more(found), channels), val_fraction, seed)
-        return train, val, [*found.notes(), _split_note(val_fraction, seed)]
-    found = scan(train_root)
+    if train_root is None and visible and only_splits:
+        raise StarshiftError(
+            f"{root} holds {quoted(visible)} but no train/ folder with one folder per class in it, to train on"
+        )
+    found = scan(train_root or root)
     classes = _two_or_more(found)
     images = found.images(classes, channels)
-    if val_root is None:
-        train, val = split(images, val_fraction, seed)
-        return train, val, [*found.notes(), f"{root} has no val/ with class folders: {_split_note(val_fraction, seed)}"]
-    found_val = scan(val_root)
-    _same_classes(train_root, classes, val_root, list(found_val.files))
-    notes = [*found.notes(), *found_val.notes()]
-    if val_root.name in ("test", "testing"):
-        notes.append(f"validation uses {val_root}")
-    return images, found_val.images(classes, channels), notes
-
-
-def split(images: ImageSet, val_fraction: float, seed: int) -> tuple[Selection, Selection]:
-    """Divide a set at random, class by class, as a function of ``seed``: (train, val).
-
-    Every class gives ``val_fraction`` of its images, at least one, and keeps at least one.
-
-    Raises:
-        StarshiftError: ``val_fraction`` is not in (0, 1), or a class has a single image.
-    """
-    if not 0 < val_fraction < 1:
-        raise StarshiftError(f"val_fraction is a share in (0, 1), not {val_fraction}")
-    single = [images.classes[t] for t, n in sorted(Counter(images.targets).items()) if n == 1]
-    if single:
-        raise StarshiftError(
-            f"the class(es) {_names(single)} have a single image, which cannot be split into training and validation: "
-            "add images, or give train/ and val/ folders"
-        )
-    members: dict[int, list[int]] = {}
-    for index, target in enumerate(images.targets):
-        members.setdefault(target, []).append(index)
-    train: list[int] = []
-    val: list[int] = []
-    for target in sorted(members):
-        indices = members[target]
-        count = min(max(round(len(indices) * val_fraction), 1), len(indices) - 1)
-        order = permutation(len(indices), seed, target)
-        val += sorted(indices[i] for i in order[:count])
-        train += sorted(indices[i] for i in order[count:])
-    return Selection(images, train), Selection(images, val)
+    notes = found.notes()
+    if train_root is not None and val_root is not None:
+        found_val = scan(val_root)
+        _same_classes(train_root, classes, val_root, list(found_val.files))
+        notes += found_val.notes()
+        if val_root.name.casefold() in ("test", "testing"):
+            notes.append(f"validation uses {val_root}")
+        return OpenedFolder(images, found_val.images(classes, channels), notes)
+    why = f"{root} has no val/ with class folders: " if train_root else ""
+    notes.append(f"{why}{val_fraction:.0%} of every class is held out for validation (seed {seed})")
+    if by_position:
+        return OpenedFolder(*split(images, val_fraction, seed), notes)
+    train, val, boundaries = split_by_name(images, val_fraction, seed, boundaries)
+    return OpenedFolder(train, val, notes, boundaries)
 
 
 def _two_or_more(found: ClassFolders) -> list[str]:
     if len(found.files) < 2:
         raise StarshiftError(
-            f"only one class ({_names(found.files)}) in {found.root}: a classifier needs at least two class folders"
+            f"only one class ({quoted(found.files)}) in {found.root}: a classifier needs at least two class folders"
         )
     return list(found.files)
 
@@ -188,16 +181,7 @@ def _same_classes(train_root: Path, train: Sequence[str], val_root: Path, val: S
         return
     parts = []
     if missing:
-        parts.append(f"only in {train_root}: {_names(missing)}")
+        parts.append(f"only in {train_root}: {quoted(missing)}")
     if extra:
-        parts.append(f"only in {val_root}: {_names(extra)}.{nearest(extra[0], train)}")
+        parts.append(f"only in {val_root}: {quoted(extra)}.{nearest(extra[0], train)}")
     raise StarshiftError("the classes of training and validation differ; " + "; ".join(parts))
-
-
-def _split_note(val_fraction: float, seed: int) -> str:
-    return f"{val_fraction:.0%} of every class is held out for validation (seed {seed})"
-
-
-def _names(names: Sequence[str] | dict[str, list[str]]) -> str:
-    listed = [repr(n) for n in names]
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

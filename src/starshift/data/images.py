@@ -48,6 +48,10 @@ class ImageSet(abc.ABC):
     def name(self, index: int) -> str:
         """What to call the image in a report: its path where it has one."""
 
+    def key(self, index: int) -> str:
+        """What to know the image by again, wherever the set lies."""
+        return self.name(index)
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -150,6 +154,9 @@ class FileImages(ImageSet):
     def name(self, index: int) -> str:
         return f"{self.root}/{self.files[index]}"
 
+    def key(self, index: int) -> str:
+        return self.files[index]
+
 
 class Selection(ImageSet):
     """Some images of another set, in the order of ``indices``; ``targets`` may renumber their classes."""
@@ -173,3 +180,6 @@ class Selection(ImageSet):
 
     def name(self, index: int) -> str:
         return self.images.name(self.indices[index])
+
+    def key(self, index: int) -> str:
+        return self.images.key(self.indices[index])

@@ -196,9 +196,11 @@ def _shut_down(iterator: weakref.ref[Any]) -> None:
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):  # at SIGTERM to the group, serve on while the main process ends its step
+    if hasattr(signal, "SIGALRM"):  # told to end, as all the group is, serve on while the main process ends its step
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, _leave_soon)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _leave_soon)
 
 
 def _leave_soon(number: int, frame: FrameType | None) -> None:

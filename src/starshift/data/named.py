@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from starshift.data.folder import split
 from starshift.data.images import ArrayImages, FileImages, ImageSet
-from starshift.errors import StarshiftError, nearest
+from starshift.data.split import split
+from starshift.errors import StarshiftError, nearest, quoted
 
 DEFAULT_DIR = Path("~/.cache/starshift")
 TORCH_NAMES = tuple(
@@ -125,20 +125,20 @@ def _open_hfds(
         raise StarshiftError(f"cannot open hfds/{name}: {error}{advice}") from error
     if "train" not in parts:
         raise StarshiftError(f"hfds/{name} has no split 'train', only {', '.join(parts)}")
-    train = _from_hugging_face(parts["train"], f"hfds/{name}/train", channels)
-    which = next((s for s in _VAL_SPLITS if s in parts), None)
-    if which is None:
-        held, out = split(train, val_fraction, seed)
-        return (
-            held,
-            out,
-            [f"hfds/{name} has no validation split: {val_fraction:.0%} of every class is held out (seed {seed})"],
+    notes: list[str] = []
+    train = _from_hugging_face(parts["train"], f"hfds/{name}/train", channels, notes)
+    if len(set(train.targets)) < 2:
+        raise StarshiftError(
+            f"hfds/{name}/train has labels of {len(set(train.targets))} class(es), of which a classifier needs at least"
+            f" two{'; ' + notes[0] if notes else ''}"
         )
-    return (
-        train,
-        _from_hugging_face(parts[which], f"hfds/{name}/{which}", channels),
-        [f"validation uses the split {which!r}"],
-    )
+    for which in (s for s in _VAL_SPLITS if s in parts):
+        val = _from_hugging_face(parts[which], f"hfds/{name}/{which}", channels, notes, train.classes)
+        if len(val):
+            return train, val, [*notes, f"validation uses the split {which!r}"]
+    held, out = split(train, val_fraction, seed)
+    notes.append(f"hfds/{name} has no validation split: {val_fraction:.0%} of every class is held out (seed {seed})")
+    return held, out, notes
 
 
 @contextmanager
@@ -158,7 +158,10 @@ def _offline() -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _from_hugging_face(data: Any, name: str, channels: int) -> ImageSet:
+def _from_hugging_face(
+    data: Any, name: str, channels: int, notes: list[str], classes: Sequence[str] | None = None
+) -> HubImages:
+    """The labelled images of a split, numbered by ``classes`` if given; ``notes`` is told of those without a label."""
     import datasets
 
     image_key = next((k for k, f in data.features.items() if isinstance(f, datasets.Image)), None)
@@ -167,30 +170,46 @@ def _from_hugging_face(data: Any, name: str, channels: int) -> ImageSet:
         raise StarshiftError(
             f"{name} needs a column of images and one called 'label'; it has {', '.join(data.features)}"
         )
-    labels = data.features[label_key]
-    targets = data[label_key][:]
-    classes = list(labels.names) if isinstance(labels, datasets.ClassLabel) else sorted({str(t) for t in targets})
-    if not isinstance(labels, datasets.ClassLabel):
-        number = {c: i for i, c in enumerate(classes)}
-        targets = [number[str(t)] for t in targets]
-    return HubImages(
-        data.cast_column(image_key, datasets.Image(decode=False)), image_key, name, targets, classes, channels
-    )
+    data = data.cast_column(image_key, datasets.Image(decode=False))
+    labels = data[label_key][:]
+    known = [
+        i for i, label in enumerate(labels) if label is not None and not (isinstance(label, (int, float)) and label < 0)
+    ]
+    if len(known) < len(labels):
+        notes.append(f"{len(labels) - len(known)} image(s) of {name} have no label (none, or one below 0): left out")
+        data, labels = data.select(known), [labels[i] for i in known]
+    feature = data.features[label_key]
+    if isinstance(feature, datasets.ClassLabel):
+        own, labels = list(feature.names), [feature.names[label] for label in labels]
+    else:
+        labels = [str(label) for label in labels]
+        own = sorted(set(labels))
+    number = {c: i for i, c in enumerate(own if classes is None else classes)}
+    unknown = sorted(set(labels) - set(number))
+    if unknown:
+        raise StarshiftError(
+            f"{name} has class(es) that the training split lacks: {quoted(unknown)}.{nearest(unknown[0], number)}"
+            " Give both splits the same labels"
+        )
+    return HubImages(data, image_key, name, [number[label] for label in labels], list(number), channels)
 
 
 class HubImages(ImageSet):
-    """Images of a Hugging Face data set whose column ``key`` holds encoded bytes or a path."""
+    """Images of a Hugging Face data set whose column ``column`` holds encoded bytes or a path."""
 
     def __init__(
-        self, data: Any, key: str, title: str, targets: Sequence[int], classes: Sequence[str], channels: int
+        self, data: Any, column: str, title: str, targets: Sequence[int], classes: Sequence[str], channels: int
     ) -> None:
         super().__init__(targets, classes, channels)
-        self.data, self.key, self.title = data, key, title
+        self.data, self.column, self.title = data, column, title
 
     def source(self, index: int) -> bytes | str:
-        image = self.data[index][self.key]
+        image = self.data[index][self.column]
         return image["bytes"] or image["path"]
 
     def name(self, index: int) -> str:
-        path = self.data[index][self.key]["path"]
+        path = self.data[index][self.column]["path"]
         return f"{self.title}/{path}" if path else f"{self.title}/{index:06d}"
+
+    def key(self, index: int) -> str:
+        return f"{index:06d}"  # a path would have to be read together with the image

@@ -14,8 +14,9 @@ import tarfile
 from array import array
 from pathlib import Path, PurePosixPath
 
-from starshift.data.folder import EXTENSIONS, split
+from starshift.data.folder import EXTENSIONS
 from starshift.data.images import ImageSet
+from starshift.data.split import split
 from starshift.errors import StarshiftError
 
 _VAL_SPLITS = ("validation", "val", "valid", "test")
@@ -72,6 +73,9 @@ class ShardImages(ImageSet):
 
     def name(self, index: int) -> str:
         return f"{self.shards[self._shard[index]]}/{self._keys[index]}"
+
+    def key(self, index: int) -> str:
+        return f"{self.shards[self._shard[index]].name}/{self._keys[index]}"
 
 
 def open_shards(root: Path, *, val_fraction: float, seed: int, channels: int) -> tuple[ImageSet, ImageSet, list[str]]:

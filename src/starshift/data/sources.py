@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from starshift.data import named
-from starshift.data.folder import VAL_NAMES, find_split, open_folder, scan, split
+from starshift.data.folder import TRAIN_NAMES, VAL_NAMES, find_split, open_folder, scan
 from starshift.data.images import ArrayImages, ImageSet, Selection
-from starshift.errors import StarshiftError, nearest
+from starshift.data.split import split
+from starshift.errors import StarshiftError, nearest, quoted
 
 _PREFIXES = ("torch/", "hfds/", "wds/")
 
@@ -27,6 +28,8 @@ class DataSource:
         train, val: the images.
         native_size: (height, width) if all images have the same (as far as a few of them tell), else None.
         notes: what a user should know of how the data was found: a split made, files left out.
+        root: the folder, in full, if it is one.
+        boundaries: by class, of the split by name that was made; None where there was none.
     """
 
     name: str
@@ -35,6 +38,13 @@ class DataSource:
     val: ImageSet
     native_size: tuple[int, int] | None
     notes: tuple[str, ...] = ()
+    root: Path | None = None
+    boundaries: Mapping[str, float] | None = None
+
+
+def is_named(spec: str) -> bool:
+    """Whether ``spec`` names a data set, and no folder."""
+    return spec == "digits" or (spec.startswith(_PREFIXES) and not Path(spec).is_dir())
 
 
 def open_data(
@@ -45,6 +55,8 @@ def open_data(
     channels: int = 3,
     data_dir: str | Path | None = None,
     download: bool = False,
+    boundaries: Mapping[str, float] | None = None,
+    by_position: bool = False,
 ) -> DataSource:
     """Open a data set for training.
 
@@ -52,30 +64,49 @@ def open_data(
         spec: ``digits`` (8x8 pixels, in scikit-learn); a folder with train/ and val/ (or validation/, valid/, test/)
             or with one folder per class; ``torch/NAME`` (torchvision's, such as ``torch/cifar10``), ``hfds/NAME``
             (Hugging Face datasets, by name or local path), ``wds/FOLDER`` (webdataset shards ``*.tar`` on disk).
-        val_fraction: share of every class held out for validation where the data has no such split of its own.
+        val_fraction: share of every class held out for validation where the data has no such split of its own. A folder
+            is split by the names of its images; see :mod:`starshift.data.split`.
         seed: of that split.
         channels: 1 or 3.
         data_dir: where named data sets lie; by default ~/.cache/starshift.
         download: fetch a named data set that is not there.
+        boundaries: those of an earlier split of the folder, to put each image on the side it was on.
+        by_position: split a folder by the positions of its images, as the first runs did.
 
     Raises:
         StarshiftError: no such folder, no images, a single class, a class with a single image that would have to be
             split, classes that differ between training and validation, an unknown name, a package that is missing.
     """
     name = str(spec)
+    if not is_named(name):
+        root = _existing(name)
+        found = open_folder(
+            root,
+            val_fraction=val_fraction,
+            seed=seed,
+            channels=channels,
+            boundaries=boundaries,
+            by_position=by_position,
+        )
+        return DataSource(
+            name,
+            found.train.classes,
+            found.train,
+            found.val,
+            found.train.native_size(),
+            tuple(found.notes),
+            root.resolve(),
+            found.boundaries,
+        )
     train: ImageSet
     val: ImageSet
-    notes: list[str]
+    notes: list[str] = []
     if name == "digits":
         train, val = split(_digits(channels), val_fraction, seed)
-        notes = []
-    elif name.startswith(_PREFIXES) and not Path(name).is_dir():
+    else:
         train, val, notes = named.open_named(
             name, val_fraction=val_fraction, seed=seed, channels=channels, data_dir=data_dir, download=download
         )
-    else:
-        root = _existing(name)
-        train, val, notes = open_folder(root, val_fraction=val_fraction, seed=seed, channels=channels)
     return DataSource(name, train.classes, train, val, train.native_size(), tuple(notes))
 
 
@@ -88,6 +119,8 @@ def open_eval_data(
     seed: int = 0,
     data_dir: str | Path | None = None,
     download: bool = False,
+    by_position: bool = False,
+    train_too: bool = False,
 ) -> ImageSet:
     """Open labelled images to evaluate a model of ``classes`` on; targets are indices into ``classes``, matched by
     name.
@@ -98,24 +131,26 @@ def open_eval_data(
         classes: the model's class names. The data may lack some of them.
         val_fraction, seed: those of training. Given the very folder of class folders that a model was trained on,
             pass them to get the part that was held out; with None all its images are taken.
-        channels, data_dir, download: as for :func:`open_data`.
+        channels, data_dir, download, by_position: as for :func:`open_data`.
+        train_too: of a folder that holds train/ but none of the above, take that.
 
     Raises:
         StarshiftError: as :func:`open_data`; also for a class that the model does not know.
     """
     name = str(spec)
-    if name == "digits" or (name.startswith(_PREFIXES) and not Path(name).is_dir()):
+    if is_named(name):
         fraction = 0.2 if val_fraction is None else val_fraction
         opened = open_data(
             name, val_fraction=fraction, seed=seed, channels=channels, data_dir=data_dir, download=download
         )
         return _renumbered(opened.val, classes, name)
     root = _existing(name)
-    split_root = find_split(root, VAL_NAMES)
+    split_root = find_split(root, VAL_NAMES) or (find_split(root, TRAIN_NAMES) if train_too else None)
     if split_root is not None and not set(classes) & {p.name for p in root.iterdir() if p.is_dir()}:
         root = split_root
     elif val_fraction is not None:
-        return _renumbered(open_data(root, val_fraction=val_fraction, seed=seed, channels=channels).val, classes, name)
+        opened = open_data(root, val_fraction=val_fraction, seed=seed, channels=channels, by_position=by_position)
+        return _renumbered(opened.val, classes, name)
     found = scan(root)
     return _renumbered(found.images(list(found.files), channels), classes, str(root))
 
@@ -123,11 +158,9 @@ def open_eval_data(
 def _renumbered(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     unknown = [c for c in images.classes if c not in set(classes)]
     if unknown:
-        shown = ", ".join(repr(c) for c in unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        known = ", ".join(repr(c) for c in list(classes)[:8]) + (", ..." if len(classes) > 8 else "")
         raise StarshiftError(
-            f"{name} has class(es) that the model does not know: {shown}.{nearest(unknown[0], classes)} "
-            f"It knows {known}"
+            f"{name} has class(es) that the model does not know: {quoted(unknown)}.{nearest(unknown[0], classes)} "
+            f"It knows {quoted(classes)}"
         )
     if tuple(classes) == images.classes:
         return images

@@ -59,19 +59,43 @@ def export(
     *,
     data: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    pretrained: bool = False,
     img_size: int | None = None,
     precision: str | None = None,
     quantize: str | None = None,
     max_drop: float = MAX_DROP,
     on_step: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write a network as one file for another runtime and return its path. See :func:`export_checked`."""
+    """Write a network as one file for another runtime, checked against PyTorch before it is put in place.
+
+    Batch norm is folded, dropout and drop path are gone, any batch size works; labels, preprocessing, licence and
+    versions travel in the file. The reference of the check is the unfolded network in float32.
+
+    Args:
+        source: run folder, model folder, ``local-dir:...``, ``hf-hub:...``, or the name of an architecture.
+        format: a target: the name of a file in ``starshift/deploy``.
+        out: file or existing folder; default: ``model.onnx`` in the run's folder; else ``NAME.onnx`` here.
+        data: images to check with (as ``eval`` takes them); default: the run's validation images, else seeded noise.
+        checkpoint: weights for the name of an architecture.
+        pretrained: the published weights for the name of an architecture; without either they are random.
+        img_size: side of the input in pixels; default: that of the network.
+        precision: one of the target's ``precisions``; default: its first.
+        quantize: ``int8``: after the training, with images of ``data`` (labelled) or of the run's own data.
+        max_drop: points of top-1 that int8 may lose on held-out images; layers stay in float until it does not.
+            Infinite: accuracy is not measured.
+        on_step: told in words what was just found.
+
+    Raises:
+        StarshiftError: unknown source or format, no published weights, a package missing, the format cannot hold the
+            network, or the file answers differently from PyTorch. No file is left behind then.
+    """
     return export_checked(
         source,
         format,
         out,
         data=data,
         checkpoint=checkpoint,
+        pretrained=pretrained,
         img_size=img_size,
         precision=precision,
         quantize=quantize,
@@ -87,45 +111,28 @@ def export_checked(
     *,
     data: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    pretrained: bool = False,
     img_size: int | None = None,
     precision: str | None = None,
     quantize: str | None = None,
     max_drop: float = MAX_DROP,
     on_step: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Write a network as one file for another runtime, checked against PyTorch before it is put in place.
-
-    Batch norm is folded, dropout and drop path are gone, any batch size works; labels, preprocessing, licence and
-    versions travel in the file. The reference of the check is the unfolded network in float32.
-
-    Args:
-        source: run folder, model folder, ``local-dir:...``, ``hf-hub:...``, or the name of an architecture.
-        format: a target: the name of a file in ``starshift/deploy``.
-        out: file or existing folder; default: ``model.onnx`` in the run's folder; else ``NAME.onnx`` here.
-        data: images to check with (as ``eval`` takes them); default: the run's validation images, else seeded noise.
-        checkpoint: weights for the name of an architecture; without, they are random.
-        img_size: side of the input in pixels; default: that of the network.
-        precision: one of the target's ``precisions``; default: its first.
-        quantize: ``int8``: after the training, with images of ``data`` (labelled) or of the run's own data.
-        max_drop: points of top-1 that int8 may lose on held-out images; layers stay in float until it does not.
-            Infinite: accuracy is not measured.
-        on_step: told in words what was just found.
-
-    Raises:
-        StarshiftError: unknown source or format, a package missing, the format cannot hold the network, or the file
-            answers differently from PyTorch. No file is left behind then.
-    """
+    """As :func:`export`, and return what was found with it; ``source`` may also be a network that is open already."""
     start = time.perf_counter()
     target = get_target(format)
     precision = _precision(target, precision, quantize)
     require(target, int8=quantize is not None)
-    network = open_source(source, checkpoint=checkpoint, img_size=img_size)
+    say = on_step or (lambda text: None)
+    network = open_source(source, checkpoint=checkpoint, pretrained=pretrained, img_size=img_size)
+    if not network.trained:
+        say(f"warning: {network.name} has random weights and names nothing right: give --checkpoint or --pretrained")
     images, checked_on = _check_images(network, data)
     final = _final_path(network, target, out)
     partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
     try:
         judged = open_images(network, data) if quantize else None
-        int8 = _write(target, network, precision, partial, judged, max_drop, on_step or (lambda text: None))
+        int8 = _write(target, network, precision, partial, judged, max_drop, say)
         error = target.check(network.model, partial, images)
         tolerance = INT8 if int8 else target.precisions[precision]
         if error is not None and error > tolerance:
@@ -178,6 +185,7 @@ def _write(
         versions=package_versions("torch", "timm", *target.packages, *(target.int8_packages or () if images else ())),
         commit=source_commit(),
         precision=precision,
+        trained=network.trained,
     )
     example = noise_images(network.preprocessing, 2)
     try:
@@ -199,7 +207,9 @@ def _final_path(network: Source, target: Target, out: str | Path | None) -> Path
     if out is None:
         final = (network.folder or Path()) / default
     else:
-        final = Path(out) / default if Path(out).is_dir() else Path(out)
+        final = Path(out)
+        if final.is_dir() and not final.name.endswith(target.suffix):  # some formats are folders themselves
+            final = final / default
         if not final.name.endswith(target.suffix):
             raise StarshiftError(f"{final}: a file of format {target.name} ends in {target.suffix}")
     if not final.parent.is_dir():
@@ -216,7 +226,7 @@ def _check_images(network: Source, data: str | Path | None) -> tuple[Tensor, str
         images, origin = open_eval_data(str(data), network.classes, channels=channels), str(data)
     elif trained_on.data:
         try:
-            images = open_data(trained_on.data, channels=channels, **trained_on.options).val
+            images = open_data(trained_on.data, channels=channels, **trained_on.opening).val
         except StarshiftError:  # the data may have moved since the training
             return noise_images(network.preprocessing), "seeded noise (the training data is no longer there)"
         origin = f"the validation split of {trained_on.data}"

@@ -19,6 +19,7 @@ class FilePredictor(ABC):
     Attributes:
         path: the file.
         metadata: what it says about itself.
+        trained: see :class:`Metadata`.
     """
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
@@ -28,6 +29,7 @@ class FilePredictor(ABC):
         self.classes = metadata.classes
         self.preprocessing = metadata.preprocessing
         self.trained_on = metadata.trained_on
+        self.trained = metadata.trained
 
     def logits(self, batch: Tensor) -> Tensor:
         """See :class:`starshift.deploy.Predictor`.

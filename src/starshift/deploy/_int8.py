@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def open_images(network: Source, data: str | Path | None) -> Images:
     if data is None and not trained_on.data:
         raise StarshiftError("int8 needs images to calibrate with: give a folder of labelled ones with --data FOLDER")
     if data is None or trained_on.is_data(str(data)):
-        opened = open_data(trained_on.data, channels=channels, **trained_on.options)
+        opened = open_data(trained_on.data, channels=channels, **trained_on.opening)
         calibration, held_out, origin = opened.train, opened.val, trained_on.data
     else:
         images, origin = open_eval_data(str(data), network.classes, channels=channels), str(data)
@@ -176,6 +176,34 @@ def weights_of(model: nn.Module, layers: Iterable[str]) -> list[Any]:
     """The weights of layers as numpy arrays, to find them by in another format's graph."""
     state = model.state_dict()
     return [state[f"{layer}.weight"].detach().numpy() for layer in layers]
+
+
+def is_of(weight: Any, found: Any) -> bool:
+    """Whether what was found in another format's graph is this weight: its values in order, or for a linear map also
+    its transpose, or some outputs of either."""
+    if found.size == weight.size and (found.ravel() == weight.ravel()).all():
+        return True
+    if weight.ndim != 2 or found.ndim != 2:
+        return False
+    outputs = {row.tobytes() for row in weight}
+    return any(outputs.issuperset(row.tobytes() for row in rows) for rows in (found, found.T))
+
+
+def of_every(layers: Sequence[str], found: Iterable[list[Any]]) -> list[Any]:
+    """What was found of each layer, together.
+
+    Raises:
+        StarshiftError: nothing of one.
+    """
+    together = []
+    for layer, own in zip(layers, found, strict=True):
+        if not own:
+            raise StarshiftError(
+                f"layer {layer} cannot stay in float: the exporter wrote its weights in another form."
+                " Give a larger --max-drop, or another format"
+            )
+        together += own
+    return together
 
 
 def int8_weights(weights: Any) -> tuple[Any, Any]:

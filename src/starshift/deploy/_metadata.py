@@ -36,6 +36,7 @@ class Metadata:
         commit: of the starshift source tree, empty for an installed release.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``, as the target understands it.
         kept_float: layers that stayed in float in an ``int8`` file, by their names in the network.
+        trained: False where the weights are random; files that do not say count as trained.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Metadata:
     commit: str = ""
     precision: str = "fp32"
     kept_float: tuple[str, ...] = ()
+    trained: bool = True
 
     def to_strings(self) -> dict[str, str]:
         """As flat strings, for formats whose metadata is a table of strings."""
@@ -59,11 +61,13 @@ class Metadata:
             "preprocessing": json.dumps(self.preprocessing.to_config()),
             "data": self.trained_on.data,
             "data_options": json.dumps(dict(self.trained_on.options)),
+            "data_fingerprint": json.dumps(dict(self.trained_on.fingerprint)),
             "license": self.license,
             "versions": json.dumps(dict(self.versions)),
             "commit": self.commit,
             "precision": self.precision,
             "kept_float": json.dumps(list(self.kept_float)),
+            "trained": json.dumps(self.trained),
         }
 
     @classmethod
@@ -84,12 +88,17 @@ class Metadata:
                 classes=tuple(map(str, json.loads(strings["labels"]))),
                 preprocessing=Preprocessing.from_config(json.loads(strings["preprocessing"])),
                 model_args=json.loads(strings.get("model_args", "{}")),
-                trained_on=TrainedOn(strings.get("data", ""), json.loads(strings.get("data_options", "{}"))),
+                trained_on=TrainedOn(
+                    strings.get("data", ""),
+                    json.loads(strings.get("data_options", "{}")),
+                    json.loads(strings.get("data_fingerprint", "{}")),
+                ),
                 license=strings.get("license", ""),
                 versions=json.loads(strings.get("versions", "{}")),
                 commit=strings.get("commit", ""),
                 precision=strings.get("precision", "fp32"),
                 kept_float=tuple(json.loads(strings.get("kept_float", "[]"))),
+                trained=bool(json.loads(strings.get("trained", "true"))),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StarshiftError(f"{path}: its metadata cannot be read ({error!r}); export it again") from error

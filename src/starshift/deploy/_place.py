@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from starshift.errors import StarshiftError
+
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files of a folder."""
@@ -22,7 +24,14 @@ def remove(path: Path) -> None:
 
 
 def put_in_place(partial: Path, final: Path) -> None:
-    """Rename ``partial`` to ``final``, over what was there: whole or not at all."""
+    """Rename ``partial`` to ``final``, over what was there: whole or not at all.
+
+    Raises:
+        StarshiftError: a folder is there and ``partial`` is a file, or the other way round.
+    """
+    if final.exists() and final.is_dir() != partial.is_dir():
+        kinds = ("folder", "file") if final.is_dir() else ("file", "folder")
+        raise StarshiftError(f"{final} is a {kinds[0]}, and what was exported is a {kinds[1]}: give another --out")
     if not final.is_dir():
         os.replace(partial, final)
         return

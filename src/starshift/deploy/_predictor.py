@@ -20,20 +20,31 @@ class TrainedOn:
     Attributes:
         data: as ``train`` took it; empty if that is not known.
         options: ``val_fraction``, ``seed``, ``data_dir`` of ``open_data``, as far as they are known.
+        fingerprint: of the images, see :class:`starshift.data.Fingerprint`; empty if it was not kept.
     """
 
     data: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> TrainedOn:
-        """From a run's config, or from an empty one."""
+    def from_config(cls, config: Mapping[str, Any], model_config: Mapping[str, Any]) -> TrainedOn:
+        """From a run's config, which may be empty, and that of its model."""
         options = {key: config[key] for key in ("val_fraction", "seed", "data_dir") if config.get(key) is not None}
-        return cls(str(config.get("data") or ""), options)
+        fingerprint = (model_config.get("starshift") or {}).get("data") or {}
+        return cls(str(config.get("data") or ""), options, fingerprint)
 
     def is_data(self, spec: str) -> bool:
         """Whether ``spec`` names the same data: the same words, or the same folder."""
-        return bool(self.data) and (spec == self.data or Path(spec).resolve() == Path(self.data).resolve())
+        here, there = (Path(path).expanduser().resolve() for path in (spec, self.data))
+        return bool(self.data) and (spec == self.data or here == there)
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """Options of ``open_data`` that divide the data as the training did."""
+        if not self.fingerprint:
+            return {**self.options, "by_position": True}
+        return {**self.options, "boundaries": self.fingerprint["boundaries"]}
 
 
 @runtime_checkable

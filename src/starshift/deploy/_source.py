@@ -33,6 +33,7 @@ class Source:
         trained_on: its data, as far as they are known.
         license: of the weights as far as its config states one.
         folder: the run or model folder, None for a bare architecture.
+        trained: False where the weights are random.
     """
 
     name: str
@@ -43,29 +44,37 @@ class Source:
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     license: str = ""
     folder: Path | None = None
+    trained: bool = True
 
 
 def open_source(
-    source: str | Path | Source, *, checkpoint: str | Path | None = None, img_size: int | None = None
+    source: str | Path | Source,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    img_size: int | None = None,
 ) -> Source:
     """Load a run folder, a model folder, ``local-dir:...``, ``hf-hub:...``, or make an architecture by its name. What
     is open already is returned as it is.
 
-    An architecture has random weights unless ``checkpoint`` (a file or hub id) is given. ``img_size`` (pixels) replaces
-    the side of the input.
+    An architecture has random weights unless ``checkpoint`` (a file or hub id) is given, or ``pretrained`` asks for the
+    published ones. ``img_size`` (pixels) replaces the side of the input.
 
     Raises:
-        StarshiftError: nothing of that name, or a checkpoint given for something that has weights already.
+        StarshiftError: nothing of that name, no published weights, or weights given for something that has its own.
     """
     if isinstance(source, Source):
         return source
+    if checkpoint is not None and pretrained:
+        raise StarshiftError("give one of --checkpoint and --pretrained, not both")
     text = str(source)
     if Path(text).exists() or text.startswith(PREFIXES):
-        if checkpoint is not None:
-            raise StarshiftError(f"{text} has its own weights: --checkpoint goes with the name of an architecture")
+        if checkpoint is not None or pretrained:
+            option = "--pretrained" if pretrained else "--checkpoint"
+            raise StarshiftError(f"{text} has its own weights: {option} goes with the name of an architecture")
         found = _from_folder(text)
     else:
-        found = _from_name(text, checkpoint)
+        found = _from_name(text, checkpoint, pretrained)
     if img_size is None:
         return found
     preprocessing = found.preprocessing.to_config() | {"input_size": [found.preprocessing.channels, img_size, img_size]}
@@ -84,7 +93,7 @@ def _from_folder(text: str) -> Source:
         model_args=dict(loaded.model_args),
         classes=tuple(loaded.classes),
         preprocessing=loaded.preprocessing,
-        trained_on=TrainedOn.from_config(run_config(folder)),
+        trained_on=TrainedOn.from_config(run_config(folder), loaded.config),
         license=_license(loaded.config),
         folder=folder if is_folder else None,
     )
@@ -95,7 +104,7 @@ def _license(config: Mapping[str, Any]) -> str:
     return str(config.get("license") or (config.get("pretrained_cfg") or {}).get("license") or "")
 
 
-def _from_name(name: str, checkpoint: str | Path | None) -> Source:
+def _from_name(name: str, checkpoint: str | Path | None, pretrained: bool) -> Source:
     from starshift.models import create_model, is_model, list_models
 
     if not is_model(name):
@@ -105,12 +114,14 @@ def _from_name(name: str, checkpoint: str | Path | None) -> Source:
             f"no folder and no model '{name}'.{hint} Give a run folder (from 'starshift train')"
             " or one of 'starshift models'"
         )
-    model = create_model(name, checkpoint_path=checkpoint).eval()
+    model = create_model(name, pretrained, checkpoint_path=checkpoint).eval()
     config: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", {}))
     preprocessing = Preprocessing.from_config(config)
     with torch.inference_mode():
         outputs = model(torch.zeros(1, preprocessing.channels, *preprocessing.size)).shape[1]
-    return Source(name, model, {}, class_names(outputs), preprocessing, license=_license(config))
+    trained = pretrained or checkpoint is not None
+    names = class_names(outputs)
+    return Source(name, model, {}, names, preprocessing, license=_license(config), trained=trained)
 
 
 def class_names(outputs: int) -> tuple[str, ...]:

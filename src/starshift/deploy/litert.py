@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
-from starshift.deploy._int8 import weights_of
+from starshift.deploy._int8 import is_of, of_every, weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._quiet import silent
 from starshift.deploy._target import Target
@@ -42,7 +43,9 @@ class LiteRt(Target):
             from ai_edge_quantizer import algorithm_manager, quantizer, recipe
 
             making = quantizer.Quantizer(bytearray(flatbuffer), recipe.static_wi8_ai8())
-            kept = [(re.escape(name), "*") for name in _operations(flatbuffer, weights_of(model, metadata.kept_float))]
+            layers = metadata.kept_float
+            names = _operations(flatbuffer, layers, weights_of(model, layers))
+            kept = [(re.escape(name), "*") for name in names]
             for pattern, operation in ((".*", "INPUT"), (".*", "OUTPUT"), *kept):
                 making.update_quantization_recipe(
                     pattern, operation, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
@@ -66,21 +69,28 @@ def convert(model: nn.Module, example: Tensor, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _operations(flatbuffer: bytes, weights: list[Any]) -> list[str]:
-    """Names of the outputs of the operations that take one of these weights (whose last axes LiteRT reorders)."""
+def _operations(flatbuffer: bytes, layers: Sequence[str], weights: list[Any]) -> list[str]:
+    """Names of the outputs of the operations that take the weights of these layers (whose last axes LiteRT reorders).
+
+    Raises:
+        StarshiftError: a layer has none.
+    """
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     network = schema.ModelT.InitFromPackedBuf(flatbuffer, 0)
-    wanted = [np.sort(w.ravel()) for w in weights]
-    names = []
+    tensors, sources = network.subgraphs[0].tensors, []
     for operation in network.subgraphs[0].operators:
-        for index in operation.inputs:
-            data = network.buffers[network.subgraphs[0].tensors[index].buffer].data if index >= 0 else None
-            found = np.sort(np.frombuffer(bytes(data), np.float32)) if data is not None and len(data) % 4 == 0 else None
-            if found is not None and any(np.array_equal(found, w) for w in wanted):
-                names.append(network.subgraphs[0].tensors[operation.outputs[0]].name.decode())
-    return names
+        for tensor in (tensors[index] for index in operation.inputs if index >= 0):
+            data = network.buffers[tensor.buffer].data
+            if data is not None and len(data) == 4 * np.prod(tensor.shape):
+                values = np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
+                sources.append((tensors[operation.outputs[0]].name.decode(), values))
+
+    def reads(weight: Any, values: Any) -> bool:
+        return is_of(weight, values) or np.array_equal(np.sort(values, None), np.sort(weight, None))
+
+    return of_every(layers, ([name for name, values in sources if reads(w, values)] for w in weights))
 
 
 def _signatures(flatbuffer: bytes) -> list[tuple[str, str]]:

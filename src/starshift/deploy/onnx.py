@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
-from starshift.deploy._int8 import int8_weights
+from starshift.deploy._int8 import int8_weights, is_of, of_every, weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._quiet import quiet
 from starshift.deploy._target import Target
@@ -20,6 +21,7 @@ from starshift.errors import StarshiftError
 
 OPSET = 18  # what the exporter writes without converting; every runtime of the last years reads it
 INPUT, OUTPUT = "images", "logits"
+VIEWS = ("Cast", "Identity", "Reshape", "Slice", "Split", "Transpose")  # what may lie between a weight and its product
 
 
 class Onnx(Target):
@@ -46,11 +48,10 @@ class Onnx(Target):
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         network = _network(model, images[0][:2])
-        kept = {f"{layer}.weight" for layer in metadata.kept_float}
-        excluded = [node.name for node in network.graph.node if kept.intersection(node.input)]
+        kept = _kept(network.graph, metadata.kept_float, weights_of(model, metadata.kept_float))
         wide = _wide_depthwise(network.graph, self.wide_kernel or math.inf)
-        excluded += [node.name for node in (*wide, *_sums_around(network.graph, wide))]
-        rounded = {node.input[1] for node in wide} - kept
+        excluded = [node.name for node in (*kept, *wide, *_sums_around(network.graph, wide))]
+        rounded = {node.input[1] for node in wide}.difference(*(node.input for node in kept))
         with quiet("root"), tempfile.TemporaryDirectory() as folder:
             quantize_static(
                 network,
@@ -89,6 +90,37 @@ def _network(model: nn.Module, example: Tensor) -> Any:
     network = program.model_proto  # made anew at every access
     _strip(network)
     return network
+
+
+def _kept(graph: Any, layers: Sequence[str], weights: list[Any]) -> list[Any]:
+    """The nodes of these layers, with those between a weight and its product.
+
+    The exporter renames, transposes and cuts weights, which leaves their values, and folds batch norms into them, which
+    leaves their names.
+
+    Raises:
+        StarshiftError: a layer is not there.
+    """
+    from onnx import numpy_helper
+
+    values = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+    givers = {output: node for node in graph.node for output in node.output}
+    paths: list[tuple[str, list[Any]]] = []  # an initializer, and the nodes from a product back to it
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            name, path = node.input[1], [node]
+            while name in givers and givers[name].op_type in VIEWS:
+                path.append(givers[name])
+                name = givers[name].input[0]
+            if name in values:
+                paths.append((name, path))
+    return of_every(
+        layers,
+        (
+            [n for name, path in paths if name == f"{layer}.weight" or is_of(weight, values[name]) for n in path]
+            for layer, weight in zip(layers, weights, strict=True)
+        ),
+    )
 
 
 def _wide_depthwise(graph: Any, kernel: float) -> list[Any]:
@@ -157,12 +189,18 @@ class OnnxPredictor(FilePredictor):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        asked = _providers(torch.device(device))
         try:
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=_providers(device))
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=asked)
         except OSError:
             raise
         except Exception as error:  # ONNX Runtime raises several classes of its own, which derive from Exception alone
             raise StarshiftError(f"{path} is not a readable ONNX file: {str(error).strip()}") from error
+        if self._session.get_providers()[0] != asked[0][0]:  # it falls back to the CPU without an error
+            raise StarshiftError(
+                f"ONNX Runtime cannot use {device} here: install the CUDA and cuDNN that this onnxruntime-gpu was built"
+                " for, or use --device cpu"
+            )
         super().__init__(path, Metadata.from_strings(self._session.get_modelmeta().custom_metadata_map, path=path))
 
     def run(self, batch: Tensor) -> Tensor:
@@ -170,14 +208,18 @@ class OnnxPredictor(FilePredictor):
         return torch.from_numpy(result)
 
 
-def _providers(device: str) -> list[str]:
+def _providers(device: torch.device) -> list[tuple[str, dict[str, int]]]:
+    """What runs a file on a device, and behind it what runs the operators that it lacks."""
     import onnxruntime
 
-    if device.startswith("cuda"):
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise StarshiftError("this onnxruntime has no CUDA: pip install onnxruntime-gpu, or use --device cpu")
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]
+    cpu: tuple[str, dict[str, int]] = ("CPUExecutionProvider", {})
+    if device.type == "cpu":
+        return [cpu]
+    if device.type != "cuda":
+        raise StarshiftError(f"ONNX files are run on the CPU or with CUDA, not on {device}: use --device cpu")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise StarshiftError("this onnxruntime has no CUDA: pip install onnxruntime-gpu, or use --device cpu")
+    return [("CUDAExecutionProvider", {"device_id": device.index or 0}), cpu]
 
 
 def _shorten_names(graph: Any) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.deploy._file import FilePredictor
-from starshift.deploy._int8 import int8_weights, weights_of
+from starshift.deploy._int8 import int8_weights, is_of, of_every, weights_of
 from starshift.deploy._metadata import Metadata
 from starshift.deploy._program import export_program
 from starshift.deploy._quiet import quiet, silent, unreported
@@ -52,7 +53,7 @@ class OpenVino(Target):
 
             network = openvino.convert_model(export_program(model, images[0][:2]))
             network.reshape([-1, *images[0].shape[1:]])
-            kept = _operations(network, weights_of(model, metadata.kept_float))
+            kept = _operations(network, metadata.kept_float, weights_of(model, metadata.kept_float))
             wide = _wide_depthwise(network, self.wide_kernel or math.inf)
             elementwise = _elementwise(network, wide)
             quantised = nncf.quantize(
@@ -69,18 +70,21 @@ class OpenVino(Target):
         return OpenVinoPredictor(path, device=device)
 
 
-def _operations(network: Any, weights: list[Any]) -> list[str]:
-    """Names of the operations that take one of these weights."""
-    names = []
+def _operations(network: Any, layers: Sequence[str], weights: list[Any]) -> list[str]:
+    """Names of the operations that take the weights of these layers.
+
+    Raises:
+        StarshiftError: a layer has none.
+    """
+    sources = []
     for operation in network.get_ordered_ops():
         if "Convolution" in operation.get_type_name() or operation.get_type_name() == "MatMul":
-            constant = operation.input_value(1).get_node()
-            while constant.get_type_name() != "Constant":
-                constant = constant.input_value(0).get_node()
-            found = constant.data.ravel()
-            if any(found.size == w.size and (found == w.ravel()).all() for w in weights):
-                names.append(operation.get_friendly_name())
-    return names
+            source = operation.input_value(1).get_node()
+            while source.get_input_size():
+                source = source.input_value(0).get_node()
+            if source.get_type_name() == "Constant":
+                sources.append((operation.get_friendly_name(), source.data))
+    return of_every(layers, ([name for name, data in sources if is_of(w, data)] for w in weights))
 
 
 def _wide_depthwise(network: Any, kernel: float) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from starshift.data import ImageSet, eval_loader, open_eval_data
+from starshift.data import Fingerprint, ImageSet, eval_loader, open_eval_data
+from starshift.data.sources import is_named
 from starshift.deploy import Predictor
 from starshift.errors import StarshiftError
 from starshift.infer.load import load
+from starshift.machine import choose_decoders
 
 Advance = Callable[[int, "int | None"], None]
 
@@ -52,6 +53,8 @@ class Evaluation:
         skipped: (name, reason) of the images that could not be read.
         seconds, images_per_s: of reading, preprocessing and inference together.
         held_out: of the data that the network was trained on, the part held out then was taken.
+        note: what else is to be said of the images that were taken.
+        trained: False for a file whose weights are random.
     """
 
     model: str
@@ -66,6 +69,8 @@ class Evaluation:
     seconds: float
     images_per_s: float
     held_out: bool = False
+    note: str = ""
+    trained: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values for JSON."""
@@ -79,6 +84,8 @@ class Evaluation:
             "seconds": self.seconds,
             "images_per_s": self.images_per_s,
             "held_out": self.held_out,
+            "note": self.note,
+            "trained": self.trained,
             "classes": [
                 {"name": c.name, "n": c.n, "correct": c.correct, "top1": c.top1, "mistaken_for": c.mistaken_for}
                 for c in self.classes
@@ -143,9 +150,10 @@ def evaluate(
         model: run or model folder, hub id, exported file, or a :class:`Predictor`.
         data: a folder with one folder a class (or with ``val/`` or ``test/`` in it), a data set's name, or an
             ``ImageSet`` whose targets index the network's classes. Classes are matched by name. Of the very data the
-            network was trained on, the part held out then is taken.
+            network was trained on, wherever they lie now, the part held out then is taken.
         batch_size: images a batch.
-        workers: processes that decode; default: a core is left to the network, and none for images kept in memory.
+        workers: processes that decode; default: a core is left to the network, at most 8, and none for images kept in
+            memory.
         device: see :func:`starshift.infer.load`.
         on_progress: called as ``on_progress(done, total)`` after every batch.
 
@@ -153,9 +161,9 @@ def evaluate(
         StarshiftError: the model or data cannot be opened, their classes differ, or no image could be read.
     """
     predictor = load(model, device=device)
-    images, held_out = _open(predictor, str(data)) if isinstance(data, (str, Path)) else (data, False)
+    images, held_out, note = _open(predictor, str(data)) if isinstance(data, (str, Path)) else (data, False, "")
     if workers is None:  # a few images are read sooner than a process is started
-        workers = 0 if len(images) <= 4 * batch_size or images.load_small() else max(0, (os.cpu_count() or 1) - 1)
+        workers = 0 if len(images) <= 4 * batch_size or images.load_small() else choose_decoders()
     loader = eval_loader(images, predictor.preprocessing, batch_size=batch_size, workers=workers)
     tally = _Tally(torch.zeros(len(predictor.classes), len(predictor.classes), dtype=torch.int64))
     skipped: list[tuple[str, str]] = []
@@ -183,15 +191,28 @@ def evaluate(
         seconds=seconds,
         images_per_s=tally.n / seconds,
         held_out=held_out,
+        note=note,
+        trained=getattr(predictor, "trained", True),
     )
 
 
-def _open(predictor: Predictor, data: str) -> tuple[ImageSet, bool]:
-    """The images, and whether they are the part of the training's own data that it held out."""
-    trained_on = predictor.trained_on
-    options = trained_on.options if trained_on.is_data(data) else {}
-    images = open_eval_data(data, predictor.classes, channels=predictor.preprocessing.channels, **options)
-    return images, bool(options)
+def _open(predictor: Predictor, data: str) -> tuple[ImageSet, bool, str]:
+    """The images, whether they are the part of the training's own data that it held out, and a note.
+
+    A fingerprint tells whether they are; of networks without one, the path does.
+    """
+    trained_on, channels = predictor.trained_on, predictor.preprocessing.channels
+    by_path = trained_on.is_data(data)
+    if not trained_on.fingerprint:
+        options = trained_on.opening if by_path else {}
+        return open_eval_data(data, predictor.classes, channels=channels, **options), by_path, ""
+    fingerprint = Fingerprint.from_dict(trained_on.fingerprint)
+    options = dict(trained_on.options) if by_path and is_named(data) else {}
+    train_too = fingerprint.boundaries is not None
+    images = open_eval_data(data, predictor.classes, channels=channels, train_too=train_too, **options)
+    part, same = fingerprint.find(images)
+    changed = "the data have changed since the training; measured on what its split holds out of them now"
+    return part, bool(same), changed if same is False else ""
 
 
 def _class_scores(names: tuple[str, ...], confusion: Tensor) -> tuple[ClassScore, ...]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from starshift import __version__
-from starshift.machine import cpu_name
+from starshift.machine import cores, cpu_name
 
 BASE = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "scikit-learn", "numpy", "pillow", "simplejpeg")
 
@@ -69,10 +68,9 @@ def _devices() -> dict[str, str]:
 def _threads() -> dict[str, Any]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     return {
         "torch": torch.get_num_threads(),
-        "usable cores": usable,
+        "usable cores": cores(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
     }

@@ -36,7 +36,9 @@ def load(source: str | Path | Predictor, *, device: str = "auto") -> Predictor:
     from starshift.models import load_model
 
     folder = Path(text.removeprefix("local-dir:"))
-    return TorchPredictor(load_model(text), choose_device(device), TrainedOn.from_config(run_config(folder)))
+    loaded = load_model(text)
+    trained_on = TrainedOn.from_config(run_config(folder), loaded.config)
+    return TorchPredictor(loaded, choose_device(device), trained_on)
 
 
 def choose_device(device: str) -> str:

@@ -25,12 +25,15 @@ def expand(paths: Iterable[str | Path]) -> Iterator[Found]:
     """Yield files in the order named; a folder's are sorted by path.
 
     A name that exists is taken as it is, also with ``*`` in it; else as a pattern (``**`` descends). Of a folder, all
-    depths count, and files with the suffix of an image that are not hidden. ``-`` reads one name a line from stdin.
+    depths count, and files with the suffix of an image that are not hidden. ``-`` reads one name a line from stdin, of
+    any bytes.
     What yields nothing becomes one :class:`Found` with an error, so that nothing is lost in silence.
     """
     for path in paths:
         text = str(path)
         if text == "-":
+            if hasattr(sys.stdin, "reconfigure") and sys.stdin.errors != "surrogateescape":
+                sys.stdin.reconfigure(errors="surrogateescape")
             yield from expand(line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif os.path.isdir(text):
             yield from _or_error(_walk(text), text, "no images in this folder")

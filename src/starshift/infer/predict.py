@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from starshift.deploy import Predictor
 from starshift.errors import StarshiftError
 from starshift.infer.load import load
 from starshift.infer.paths import Found, expand
+from starshift.machine import choose_decoders
 from starshift.preprocessing import Preprocessing
 
 
@@ -65,7 +65,7 @@ def predict(
         paths: files, folders, patterns, ``-`` for names on stdin; see :func:`starshift.infer.paths.expand`.
         topk: classes an image; at most as many as there are.
         batch_size: images a batch. Answers come a batch at a time.
-        workers: threads that decode; default: the cores.
+        workers: threads that decode, at least one; default: a core is left to the network, and at most 8.
         device: see :func:`starshift.infer.load`.
         on_progress: called as ``on_progress(done, None)`` after every batch.
 
@@ -76,7 +76,8 @@ def predict(
         raise StarshiftError(f"topk and batch_size must be at least 1, not {topk} and {batch_size}")
     predictor = load(model, device=device)
     files = expand([paths] if isinstance(paths, (str, Path)) else paths)
-    return _stream(predictor, files, topk, batch_size, workers or os.cpu_count() or 1, on_progress)
+    threads = max(1, choose_decoders() if workers is None else workers)
+    return _stream(predictor, files, topk, batch_size, threads, on_progress)
 
 
 def _stream(

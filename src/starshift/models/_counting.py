@@ -153,7 +153,7 @@ def _count(model: nn.Module, input_size: tuple[int, int]) -> tuple[int, int]:
             ghost(image)
     except StarshiftError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise StarshiftError(f"images of {input_size[0]}x{input_size[1]} do not fit this model: {error}") from error
     counts = counter.get_flop_counts()["Global"]
     norms = sum(flops for operator, flops in counts.items() if operator in _NORMS)

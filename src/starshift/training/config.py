@@ -22,6 +22,17 @@ CHOICES = {
     "remode": ("const", "rand", "pixel"),
     "penalty": ("", "participation", "cosine", "diagonal", "redundancy", "displacement"),
 }
+_TAG = "name the weights by the model's tag, as in --model resnet18.a1_in1k --pretrained"
+NOT_OF_MODEL = {
+    "pretrained": "take --pretrained, which starts from the published weights",
+    "checkpoint_path": "take --checkpoint, which starts from weights of your own",
+    "num_classes": "the classes are those of the data",
+    "features_only": "it makes a network without a classifier",
+    "pretrained_cfg": _TAG,
+    "pretrained_cfg_overlay": _TAG,
+    "pretrained_model_args": _TAG,
+}
+"""What create_model takes but ``model_args`` must not hold, with what to do in its place."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class TrainConfig:
     checkpoint: str | None = (
         None  # first weights, for fine-tuning: a file, a run folder, a Hub id; head made anew if it does not fit
     )
+    pretrained: bool = False  # first weights, for fine-tuning: those published for the model
     drop: float | None = None  # None: the model's own default
     drop_path: float | None = None
     # Image; None: the data's native size if they have one, and else what the model was made for
@@ -112,6 +124,7 @@ class TrainConfig:
     channels_last: bool = True
     kernels: bool = True  # the library's own; False: plain PyTorch alone
     seed: int = 42
+    checkpoint_minutes: float = 10.0  # within an epoch, last.ckpt is written after so long; 0: only at its end
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -145,6 +158,7 @@ class TrainConfig:
             "crop_padding",
             "penalty_weight",
             "seed",
+            "checkpoint_minutes",
         )
         for name in not_negative:
             if getattr(self, name) is not None and getattr(self, name) < 0:
@@ -166,6 +180,11 @@ class TrainConfig:
                 raise StarshiftError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         if (self.mixup > 0 or self.cutmix > 0) and self.batch_size % 2:
             raise StarshiftError(f"mixup and cutmix pair images: batch_size must be even, not {self.batch_size}")
+        if self.pretrained and self.checkpoint is not None:
+            raise StarshiftError("pretrained and checkpoint both name the first weights: give one of them")
+        for name in self.model_args:
+            if name in NOT_OF_MODEL:
+                raise StarshiftError(f"model_args.{name} cannot be set: {NOT_OF_MODEL[name]}")
 
     def to_yaml(self) -> str:
         """Every setting, in the order above; ``resolve(path)`` reads it back to an equal value."""
@@ -180,6 +199,11 @@ _TYPES = get_type_hints(TrainConfig)
 def recipes() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def default_recipe(settings: dict[str, Any]) -> str:
+    """The recipe to start from where none is named: by whether the network starts from weights."""
+    return "finetune" if settings.get("checkpoint") or settings.get("pretrained") else "quick"
 
 
 def resolve(recipe: str | Path | None = None, settings: dict[str, Any] | None = None) -> TrainConfig:
@@ -209,14 +233,22 @@ def override(config: TrainConfig, **settings: Any) -> TrainConfig:
 
 
 def parse_assignments(pairs: list[str]) -> dict[str, Any]:
-    """``["lr=0.1", "scale=[0.5, 1]"]`` to a dictionary; values are read as YAML."""
+    """``["lr=0.1", "scale=[0.5, 1]"]`` to a dictionary; values are read as YAML.
+
+    Raises:
+        StarshiftError: no ``key=value``, a key that is no setting (with the nearest right one), or no YAML.
+    """
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise StarshiftError(f"--set takes key=value, not {pair!r}")
+        key = key.strip().replace("-", "_")
+        if key in ("out", "resume", "config"):
+            raise StarshiftError(f"--set {pair}: {key} is no setting but an option: --{key} {value}")
+        _check_name(key.partition(".")[0])
         try:
-            found[key.strip().replace("-", "_")] = yaml.safe_load(value)
+            found[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise StarshiftError(f"--set {pair}: the value is not YAML") from error
     return found
@@ -250,9 +282,13 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     return {**(_read_recipe(base) if base in recipes() else {}), **values}
 
 
-def _checked(name: str, value: Any) -> Any:
+def _check_name(name: str) -> None:
     if name not in _TYPES:
         raise StarshiftError(f"unknown setting {name!r}.{nearest(name, _TYPES)}")
+
+
+def _checked(name: str, value: Any) -> Any:
+    _check_name(name)
     options = get_args(_TYPES[name]) if get_origin(_TYPES[name]) in (Union, UnionType) else (_TYPES[name],)
     for option in options:
         ok, converted = _convert(value, option)

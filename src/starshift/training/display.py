@@ -7,17 +7,48 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from starshift.training.machine import process_rank
 
 _NOISY = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric", "torch.utils.tensorboard")
 
 
+class _Page:
+    """A text stream that never stops a run: characters it cannot hold become ``?``, and once its terminal or reader is
+    gone, what is written to it is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None)
+        shown = text.encode(encoding, "replace").decode(encoding) if encoding else text
+        self._unless_gone(lambda: self._stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self._unless_gone(self._stream.flush)
+
+    def _unless_gone(self, do: Callable[[], Any]) -> None:
+        if self._gone:
+            return
+        try:
+            do()
+        except OSError:
+            self._gone = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Display:
     """Prints to ``stream`` (default: standard output), and nothing in processes of rank above zero.
+
+    A terminal that is closed, or a reader that goes away, does not stop the run.
 
     Args:
         stream: where lines and bar go.
@@ -25,7 +56,7 @@ class Display:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.stream = stream or sys.stdout
+        self.stream = cast(TextIO, _Page(stream or sys.stdout))
         self.quiet = quiet or process_rank() > 0
         self._bar: Any = None
         self._task: Any = None

@@ -63,17 +63,26 @@ def end_workers(loader: DataLoader) -> None:
 class EpochKeeper(Callback):
     """Validates after each epoch, writes its row, then ``last.ckpt``, and when top-1 (or loss) is better ``best.ckpt``.
 
-    ``keep`` is called with the network then, so that what a run has reached can be used before it ends.
+    ``keep`` is called with the network then, so that what a run has reached can be used before it ends. ``data`` goes
+    into every checkpoint.
 
-    On a signal the checkpoint is written after the running update, or within validation at once; StopAsked follows.
+    Within an epoch ``last.ckpt`` is also written when it is older than the setting ``checkpoint_minutes``. On a signal
+    it is written after the running update, or within validation at once; StopAsked follows.
     A checkpoint never replaces a good one with weights or losses that are not finite.
     """
 
     def __init__(
-        self, run: Path, val_loader: DataLoader, display: Display, classes: int, keep: Callable[[nn.Module], None]
+        self,
+        run: Path,
+        val_loader: DataLoader,
+        display: Display,
+        classes: int,
+        keep: Callable[[nn.Module], None],
+        data: dict[str, Any] | None,
     ) -> None:
         self.run = run
         self.keep = keep
+        self.data = data
         self.val_loader = val_loader
         self.display = display
         self.classes = classes
@@ -85,17 +94,18 @@ class EpochKeeper(Callback):
         self.bad: dict[str, str] = {}  # all of them, name to reason
         self.unvalidated = False  # the last epoch's steps are done, its validation is not
         self.earlier = 0.0  # seconds that the run took before it was resumed
-        self._started = self._since = time.monotonic()
+        self._started = self._since = self._saved = time.monotonic()
 
     # -- state in checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         names = ("rows", "best", "seconds", "skipped", "bad", "unvalidated")
-        return {"earlier": self.elapsed(), **{name: getattr(self, name) for name in names}}
+        return {"data": self.data, "earlier": self.elapsed(), **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
-            setattr(self, name, value)
+            if name != "data":  # what is there now stays
+                setattr(self, name, value)
 
     def elapsed(self) -> float:
         """Seconds that the run has taken so far, over all its parts."""
@@ -115,18 +125,17 @@ class EpochKeeper(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         task: ClassificationTask = pl_module
-        batches = int(trainer.num_training_batches)
+        batches, done = int(trainer.num_training_batches), task.batches_done
+        if done < batches and done % task.config.grad_accum_steps == 0:
+            stop = self._asked_to_stop(trainer, done)
+            if stop or self._due(trainer, done, 60 * task.config.checkpoint_minutes):
+                self._keep_time()
+                task.check_loss()
+                self._save(trainer, task)
+            if stop:
+                raise StopAsked
         epoch = trainer.current_epoch
-        self.display.batch(
-            epoch * batches + task.batches_done, f"epoch {epoch + 1}/{task.config.epochs}{self._latest()}"
-        )
-        last = task.batches_done == batches
-        updated = last or task.batches_done % task.config.grad_accum_steps == 0
-        if updated and not last and self._asked_to_stop(trainer, task.batches_done):
-            self._keep_time()
-            task.check_loss()
-            self._save(trainer, task)
-            raise StopAsked
+        self.display.batch(epoch * batches + done, f"epoch {epoch + 1}/{task.config.epochs}{self._latest()}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._keep_time()
@@ -160,7 +169,7 @@ class EpochKeeper(Callback):
             ),
         )
         if not math.isfinite(found.loss):
-            where = f"epoch {epoch + 1}, step {trainer.global_step} of {task.total_updates}"
+            where = f"epoch {epoch + 1}, step {(epoch + 1) * task.updates_per_epoch} of {task.total_updates}"
             raise NotFiniteError(f"the validation loss became NaN or infinite after {where}")
         self.bad.update(found.bad)
         row = self._row(trainer, task, epoch, found)
@@ -214,6 +223,7 @@ class EpochKeeper(Callback):
     def _save(self, trainer: Trainer, task: ClassificationTask) -> None:
         task.check_weights()
         trainer.save_checkpoint(self.run / "checkpoints" / "last.ckpt")
+        self._saved = time.monotonic()
 
     def _stop_unvalidated(self, trainer: Trainer, task: ClassificationTask) -> None:
         self.unvalidated = True
@@ -230,6 +240,15 @@ class EpochKeeper(Callback):
         if asked and self.stop.received is None:
             self.stop.received = 15
         return asked
+
+    def _due(self, trainer: Trainer, step: int, seconds: float) -> bool:
+        """Whether the last checkpoint is ``seconds`` old (0: never); several processes agree as in stopping."""
+        if not seconds:
+            return False
+        due = time.monotonic() - self._saved >= seconds
+        if trainer.world_size == 1:
+            return due
+        return step % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def _keep_time(self) -> None:
         self.seconds += time.monotonic() - self._since

@@ -14,17 +14,27 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from starshift.errors import StarshiftError
 from starshift.ops import kernels_switched
-from starshift.training.config import TrainConfig, override, resolve
+from starshift.training.config import TrainConfig, default_recipe, override, resolve
 from starshift.training.display import Display, quiet_libraries
 from starshift.training.epochs import EpochKeeper, PositionedLoader, end_workers
 from starshift.training.finish import write_results
-from starshift.training.folder import CheckpointFiles, Run, disk_errors, new_run_folder, run_to_resume, write_bytes
+from starshift.training.folder import (
+    CheckpointFiles,
+    Run,
+    check_processes,
+    data_of,
+    disk_errors,
+    new_run_folder,
+    run_to_resume,
+    write_bytes,
+)
 from starshift.training.interrupts import StopAsked, TrainingInterrupted
-from starshift.training.machine import keep_freed_memory, process_rank
+from starshift.training.machine import choose_devices, keep_freed_memory, memory_errors, process_rank
 from starshift.training.setup import Setup, set_up
 from starshift.training.task import ClassificationTask, NotFiniteError
 
-RESUMABLE = ("data", "data_dir", "epochs", "devices", "workers", "kernels")  # what a resumed run may change
+# What a resumed run may change.
+RESUMABLE = ("data", "data_dir", "epochs", "devices", "workers", "kernels", "checkpoint_minutes")
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 RUN_VARIABLE = "STARSHIFT_RUN"  # tells the processes of one distributed run their folder
 
@@ -45,10 +55,11 @@ def train(
     Args:
         data: ``"digits"``, a folder of images, or timm's ``"torch/..."``, ``"hfds/..."``, ``"wds/..."``.
         model: a name of ``list_models()``, or of timm; default: one that suits the size of the images.
-        recipe: a recipe's name or a YAML file; default ``quick``, or ``finetune`` when ``checkpoint`` is given.
+        recipe: a recipe's name or a YAML file; default ``quick``, or ``finetune`` when ``checkpoint`` or
+            ``pretrained`` is given.
         out: the run folder, new or empty; default ``runs/<model>-<data>-<n>``.
         resume: a run folder to go on with; its settings are kept (``epochs``, ``devices``, ``workers``,
-            ``kernels`` may change).
+            ``kernels`` and ``checkpoint_minutes`` may change; ``devices`` between epochs only, in number).
         quiet, stream: print nothing, or to another stream.
         settings: anything of :class:`~starshift.training.config.TrainConfig`, e.g. ``epochs=10, lr=0.05``.
 
@@ -56,9 +67,9 @@ def train(
         The finished run.
 
     Raises:
-        StarshiftError: a mistake in settings, data or folders, or a loss that is not finite (the last good checkpoint
-            stays).
-        TrainingInterrupted: Ctrl-C or SIGTERM came; the run can be resumed.
+        StarshiftError: a mistake in settings, data or folders, a loss that is not finite, or too little memory (the
+            last good checkpoint stays).
+        TrainingInterrupted: Ctrl-C or SIGTERM came, or the terminal was closed; the run can be resumed.
     """
     named = {"data": data, "model": model}
     settings = {**settings, **{name: value for name, value in named.items() if value is not None}}
@@ -69,19 +80,21 @@ def train(
             raise StarshiftError("a resumed run keeps its settings and folder: leave out --recipe, --config and --out")
         folder = run_to_resume(resume)
         config = _resumed_config(folder, settings)
+        check_processes(folder, choose_devices(config.devices)[1])
         if (folder / "summary.json").is_file() and Run.open(folder).summary["epochs"] >= config.epochs:
             raise StarshiftError(f"{folder} is finished ({config.epochs} epochs); to train on, give more --epochs")
     else:
-        config = resolve(recipe or ("finetune" if settings.get("checkpoint") else "quick"), settings)
+        config = resolve(recipe or default_recipe(settings), settings)
         if not config.data:
             raise StarshiftError("name the data to train on: a folder of images, or 'digits'")
+    began = None if resume is None else data_of(folder)
     with kernels_switched(config.kernels):
-        setup = set_up(config, display)
-        if resume is None:
+        setup = set_up(config, display, resume is not None, began)
+        setup.announce(display)
+        if resume is None:  # after all that can fail, so that a corrected command may have the same folder
             folder = _run_folder(out, setup.config)
         with disk_errors(folder):
             write_bytes(folder / "config.yaml", setup.config.to_yaml().encode())
-        setup.announce(display)
         display.say(f"run     {folder}")
         return _fit(setup, folder, display, resumed=resume is not None)
 
@@ -114,16 +127,18 @@ class _Parts:
 
 
 def _fit(setup: Setup, folder: Path, display: Display, *, resumed: bool) -> Run:
+    loaders = (setup.training, setup.validation)
     with quiet_libraries():
         parts = _assemble(setup, folder, display)
         try:
-            _run(parts, setup, folder, resumed)
-            if not parts.trainer.is_global_zero:
-                return Run(folder, {})
-            with disk_errors(folder):
-                return write_results(folder, setup, parts.task, parts.keeper, display=display)
+            with memory_errors(setup.config, folder / "checkpoints" / "last.ckpt", loaders):
+                _run(parts, setup, folder, resumed)
+                if not parts.trainer.is_global_zero:
+                    return Run(folder, {})
+                with disk_errors(folder):
+                    return write_results(folder, setup, parts.task, parts.keeper, display=display)
         finally:
-            for loader in (setup.training, setup.validation):
+            for loader in loaders:
                 end_workers(loader)
 
 
@@ -131,7 +146,8 @@ def _assemble(setup: Setup, folder: Path, display: Display) -> _Parts:
     config, classes = setup.config, len(setup.source.classes)
     network = setup.network.to(memory_format=torch.channels_last) if config.channels_last else setup.network
     task = ClassificationTask(network, config, classes=classes, lr=setup.lr, batches=len(setup.training))
-    keeper = EpochKeeper(folder, setup.validation, display, classes, keep=lambda best: setup.save(best, folder))
+    data = setup.fingerprint.state() if setup.fingerprint else None
+    keeper = EpochKeeper(folder, setup.validation, display, classes, lambda best: setup.save(best, folder), data)
     trainer = Trainer(
         accelerator="gpu" if setup.accelerator == "cuda" else setup.accelerator,
         devices=setup.processes,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from starshift.data import Fingerprint
 from starshift.errors import StarshiftError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -94,17 +95,17 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> None:
-    """Write all rows anew, atomically."""
+    """Write all rows anew, atomically; names that are not valid UTF-8 as the bytes they are."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         writer.writerow([row[c] for c in columns] if isinstance(row, Mapping) else row)
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def new_run_folder(out: str | Path | None, model: str, data: str) -> Path:
@@ -130,13 +131,20 @@ def new_run_folder(out: str | Path | None, model: str, data: str) -> Path:
 
 
 def run_to_resume(resume: str | Path) -> Path:
-    """The run folder that ``--resume`` means: the folder, or a checkpoint in it.
+    """The run folder that ``--resume`` means: the folder, or the last checkpoint in it.
 
     Raises:
-        StarshiftError: there is nothing to go on with.
+        StarshiftError: there is nothing to go on with, or another checkpoint is named.
     """
     path = Path(resume).expanduser()
     if path.suffix == ".ckpt":
+        if not path.is_file():
+            raise StarshiftError(f"--resume {resume}: there is no such checkpoint")
+        if path.name != "last.ckpt":
+            raise StarshiftError(
+                f"--resume {resume}: a run goes on from its last.ckpt alone, where all is kept; to start another run "
+                f"from these weights: --checkpoint {resume} and the --model that they are of"
+            )
         path = path.parent.parent
     if not path.is_dir():
         raise StarshiftError(f"--resume {resume}: there is no such run folder")
@@ -158,14 +166,42 @@ class CheckpointFiles(TorchCheckpointIO):
             write_bytes(Path(path), content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:  # torch raises nearly every kind on a damaged file
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise StarshiftError(f"{path} is damaged or no checkpoint of a run ({reason})") from error
-        if not isinstance(checkpoint, dict) or "epoch_so_far" not in checkpoint:
-            raise StarshiftError(f"{path} is no checkpoint of a run: use it as --checkpoint to start from its weights")
-        return checkpoint
+        return _read_checkpoint(path, map_location=map_location)
+
+
+def _read_checkpoint(path: Any, **how: Any) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, weights_only=True, **how)
+    except Exception as error:  # torch raises nearly every kind on a damaged file
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise StarshiftError(f"{path} is damaged or no checkpoint of a run ({reason})") from error
+    if not isinstance(checkpoint, dict) or "epoch_so_far" not in checkpoint:
+        raise StarshiftError(f"{path} is no checkpoint of a run: use it as --checkpoint to start from its weights")
+    return checkpoint
+
+
+def check_processes(run: Path, processes: int) -> None:
+    """See that ``processes`` processes can go on with the run: an epoch that was broken off is divided among as many as
+    before, since each knows only what itself has done of it.
+
+    Raises:
+        StarshiftError: they cannot, with what to do.
+    """
+    checkpoint = _read_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu", mmap=True)
+    so_far = checkpoint["epoch_so_far"]
+    before = so_far.get("processes", processes)
+    if so_far["batches"] and before != processes:
+        raise StarshiftError(
+            f"{run} was stopped within an epoch, on {before} device(s), and goes on with as many, not {processes}: "
+            f"resume with --devices {before} (on the CPU cpu:{before}); the number may change where an epoch has ended"
+        )
+
+
+def data_of(run: Path) -> Fingerprint | None:
+    """Of the data that the run used last; None if it began when that was not kept."""
+    checkpoint = _read_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu", mmap=True)
+    kept = checkpoint["callbacks"]["EpochKeeper"].get("data")
+    return Fingerprint.from_dict(kept) if kept else None
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM as a wish noted at once and granted at the next place where a checkpoint can be written."""
+"""Ctrl-C, SIGTERM and a closed terminal as a wish noted at once and granted at the next place where a checkpoint can be
+written."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
 
 
 class StopAsked(Exception):
@@ -33,7 +35,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 class StopSignal:
     """While installed, the first signal is noted in ``received``; a second Ctrl-C interrupts where it stands.
 
-    Data workers inherit the handler when they are forked and ignore both signals in it: they end with their parent.
+    A closed terminal is none of its business where it is ignored, as under ``nohup``. Data workers inherit the handler
+    when they are forked and ignore the signals in it: they end with their parent.
     """
 
     def __init__(self) -> None:
@@ -45,6 +48,8 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only: there the caller's own handling stays
         for signum in SIGNALS:
+            if signum == HANGUP and signal.getsignal(signum) is signal.SIG_IGN:
+                continue
             before = signal.signal(signum, self._handle)
             self._before.setdefault(signum, before)
 

@@ -7,12 +7,19 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from starshift.errors import StarshiftError
+from starshift.machine import cores
 from starshift.ops import OPERATORS, _native
+from starshift.training.config import TrainConfig
 
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_alloc_failed")  # in PyTorch's words
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -29,9 +36,37 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, largest)) and bool(mallopt(_TRIM_THRESHOLD, largest))
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@contextmanager
+def memory_errors(config: TrainConfig, checkpoint: Path, loaders: Sequence[DataLoader]) -> Iterator[None]:
+    """Turn the end of the memory, and of a data worker (which mostly is the same), into a StarshiftError that says what
+    to do and which checkpoint is kept."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        batch = f"a smaller --batch-size (now {config.batch_size})"
+        if reason.startswith("DataLoader worker") or any(_lost_worker(loader) for loader in loaders):
+            what = "a process that reads images was killed, as happens where the memory is used up"
+            advice = f"take fewer --workers (0: none), or {batch}"
+        elif isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+            what = "out of memory"
+            advice = f"take {batch}, with --set grad_accum_steps=N for as many images an update, or fewer --workers"
+        else:
+            raise
+        message = f"{what}: {advice}."
+        if checkpoint.is_file():
+            message += (
+                f" {checkpoint} is kept: --resume goes on there with the same batch, --checkpoint starts anew from it."
+            )
+        raise StarshiftError(f"{message} ({reason})") from error
+
+
+def _lost_worker(loader: DataLoader) -> bool:
+    """Whether a worker is no more; the connection to it breaks a moment before."""
+    workers = getattr(loader._iterator, "_workers", ())
+    for worker in workers:
+        worker.join(0.1)
+    return any(worker.exitcode for worker in workers)
 
 
 def process_rank() -> int:

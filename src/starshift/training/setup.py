@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from starshift.acceleration import accelerate
-from starshift.data import Augment, DataSource, ImageLoader, eval_loader, open_data, train_loader
+from starshift.data import Augment, DataSource, Fingerprint, ImageLoader, eval_loader, open_data, train_loader
 from starshift.errors import StarshiftError
 from starshift.models import count_macs, create_model, load_model, load_weights, save_model
 from starshift.preprocessing import Preprocessing
@@ -32,6 +33,7 @@ class Setup:
         accelerator, processes: Lightning's ``accelerator``, and how many devices of it.
         training, validation: the loaders of this process.
         lr: learning rate at its peak.
+        fingerprint: of the data; None for a run that began without one.
     """
 
     config: TrainConfig
@@ -43,6 +45,7 @@ class Setup:
     training: ImageLoader
     validation: ImageLoader
     lr: float
+    fingerprint: Fingerprint | None
 
     @property
     def device(self) -> torch.device:
@@ -57,6 +60,7 @@ class Setup:
             model_args=dict(self.config.model_args),
             classes=list(self.source.classes),
             preprocessing=self.preprocessing,
+            extra={"data": self.fingerprint.to_dict()} if self.fingerprint else None,
         )
 
     def announce(self, display: Display) -> None:
@@ -80,8 +84,10 @@ class Setup:
         display.say(f"kernels {kernels_name(self.accelerator, config.kernels)}")
 
 
-def set_up(config: TrainConfig, display: Display) -> Setup:
-    """Open the data and build the network.
+def set_up(config: TrainConfig, display: Display, resumed: bool = False, began: Fingerprint | None = None) -> Setup:
+    """Open the data and build the network; a resumed run's weights are in its checkpoint, so none are read here.
+
+    The data of a resumed run are divided as those it ``began`` with; where these were not kept, as was done then.
 
     Raises:
         StarshiftError: whatever does not fit: data, model, weights, device, precision, image size.
@@ -99,11 +105,21 @@ def set_up(config: TrainConfig, display: Display) -> Setup:
         channels=channels,
         data_dir=config.data_dir,
         download=config.download,
+        boundaries=began.boundaries if began else None,
+        by_position=resumed and began is None,
     )
+    fingerprint = None if resumed and began is None else Fingerprint.of(source, config.seed)
+    if began is not None and fingerprint is not None and (note := began.changes(fingerprint, source)):
+        source = replace(source, notes=(*source.notes, note))
+    if source.root is not None:  # in full, to be found from other folders too
+        config = override(config, data=str(source.root))
+    if config.data_dir is not None:
+        config = override(config, data_dir=str(Path(config.data_dir).expanduser().resolve()))
     config = _fitting_batch(config, len(source.train) // processes, display)
     if not config.model:
         config = override(config, model=default_model(source))
-    network = make_network(config, len(source.classes))
+    config = _made_for_size(config)
+    network = make_network(config, len(source.classes), resumed)
     preprocessing = choose_preprocessing(config, network, source.native_size, channels)
     if preprocessing.size[0] == preprocessing.size[1]:
         config = override(config, img_size=preprocessing.size[0])
@@ -118,6 +134,7 @@ def set_up(config: TrainConfig, display: Display) -> Setup:
         training=training,
         validation=validation,
         lr=learning_rate(config, config.batch_size * config.grad_accum_steps * processes),
+        fingerprint=fingerprint,
     )
 
 
@@ -144,13 +161,18 @@ def default_model(source: DataSource) -> str:
     return "shiftresnet20" if small else "starnet_s050"
 
 
-def make_network(config: TrainConfig, classes: int) -> nn.Module:
-    """The network with its first weights: from ``checkpoint``, or by chance from ``seed``."""
+def make_network(config: TrainConfig, classes: int, resumed: bool = False) -> nn.Module:
+    """The network with its first weights: published ones, from ``checkpoint``, or by chance from ``seed``."""
     torch.manual_seed(config.seed)
     rates = {"drop_rate": config.drop, "drop_path_rate": config.drop_path}
     arguments = {**{name: rate for name, rate in rates.items() if rate is not None}, **config.model_args}
-    network = create_model(config.model, num_classes=classes, **arguments)
-    if config.checkpoint is not None:
+    try:
+        network = create_model(
+            config.model, pretrained=config.pretrained and not resumed, num_classes=classes, **arguments
+        )
+    except (AssertionError, ValueError) as error:
+        raise StarshiftError(f"{config.model} cannot be made with {arguments}: {error}") from error
+    if config.checkpoint is not None and not resumed:
         load_weights(network, config.checkpoint, new_head=True)
     if config.kernels:
         accelerate(network, channels_last=False)  # the task lays the weights out
@@ -163,12 +185,15 @@ def choose_preprocessing(
     """What the settings say, and else what the model was made for.
 
     Where nothing is said of the size and all images have one below the model's, theirs is taken (enlarged to what the
-    model needs). Images no larger than the input are used whole (crop_pct 1).
+    model needs), unless the model is made for one size. Images no larger than the input are used whole (crop_pct 1).
     """
     made_for = dict(getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {})
     _, height, width = made_for.get("input_size", (3, 224, 224))
     if config.img_size is not None:
         height = width = config.img_size
+    elif made_for.get("fixed_input_size"):
+        size = config.model_args.get("img_size", (height, width))
+        height, width = (size, size) if isinstance(size, int) else size
     elif native is not None and max(native) < height:
         height = width = max(getattr(network, "min_size", NEEDED), *native)
     chosen = {name: made_for.get(name) for name in ("mean", "std", "interpolation", "crop_pct")}
@@ -179,8 +204,24 @@ def choose_preprocessing(
     return Preprocessing.from_config({**known, "input_size": (channels, height, width)})
 
 
+def _made_for_size(config: TrainConfig) -> TrainConfig:
+    """Where the model is one that is made for one size of images, ``img_size`` as its argument too."""
+    try:
+        known = get_pretrained_cfg(config.model)
+    except RuntimeError as error:  # a tag that the model does not have
+        raise StarshiftError(f"{config.model}: {error}") from error
+    size = config.img_size
+    if size is None or known is None or not known.fixed_input_size or tuple(known.input_size[1:]) == (size, size):
+        return config
+    return override(config, model_args={**config.model_args, "img_size": size})
+
+
 def _model_of_checkpoint(config: TrainConfig) -> TrainConfig:
     """Where only a run or model folder is named, its model, the model's arguments and its preprocessing."""
+    if config.model.startswith(("hf-hub:", "local-dir:")):
+        raise StarshiftError(
+            f"--model takes the name of a model; to start from the weights of {config.model}, give it as --checkpoint"
+        )
     if config.model or config.checkpoint is None:
         return config
     try:

@@ -29,7 +29,7 @@ class ClassificationTask(LightningModule):
     """Trains ``model`` on batches of the data loaders.
 
     Randomness inside a step (mixup, dropout, drop path) depends on (seed, epoch, batch in the epoch, rank) alone, and
-    the learning rate on the number of the update alone: a resumed run does what an unbroken one would have done.
+    the learning rate on the position in the run alone: a resumed run does what an unbroken one would have done.
 
     Args:
         model: logits (N, classes) from images (N, C, H, W).
@@ -72,9 +72,15 @@ class ClassificationTask(LightningModule):
         self.loss_sum = self.loss_sum.to(self.device, precise)
         self.first_bad = self.first_bad.to(self.device)
 
+    @property
+    def update(self) -> int:
+        """The update that the next batch is part of, from 0: by epoch and batches done in it, whatever number the
+        optimiser has counted (a run resumed on more devices makes fewer updates an epoch)."""
+        return self.current_epoch * self.updates_per_epoch + self.batches_done // self.config.grad_accum_steps
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_step()
-        self.set_rates(self.global_step)
+        self.set_rates(self.update)
         image, target = batch.image, batch.target
         if self.config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
@@ -104,11 +110,11 @@ class ClassificationTask(LightningModule):
 
     def _watch(self, loss: Tensor, images: int) -> None:
         """Add to the epoch's mean; note the first step whose loss is not finite, and stop there if looking is free."""
+        bad = (self.first_bad < 0) & ~torch.isfinite(loss)
+        self.first_bad = torch.where(bad, self.update, self.first_bad)
         self.loss_sum += loss.to(self.loss_sum.dtype) * images
         self.images_done += images
         self.batches_done += 1
-        step = self.global_step
-        self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), step, self.first_bad)
         alone = self.trainer.world_size == 1
         if (loss.device.type == "cpu" and alone) or self.batches_done % CHECK_EVERY == 0:
             self.check_loss()
@@ -129,7 +135,7 @@ class ClassificationTask(LightningModule):
         with torch.no_grad():
             finite = torch.stack([torch.isfinite(p).all() for p in self.parameters()]).all()
         if not bool(finite):
-            where = f"in epoch {self.current_epoch + 1}, by step {self.global_step} of {self.total_updates}"
+            where = f"in epoch {self.current_epoch + 1}, by step {self.update} of {self.total_updates}"
             raise NotFiniteError(f"weights became NaN or infinite {where}")
 
     def close_epoch(self) -> float:
@@ -144,7 +150,12 @@ class ClassificationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         loss_sum = float(self._over_processes(self.loss_sum, "sum"))
-        checkpoint["epoch_so_far"] = {"batches": self.batches_done, "images": self.images_done, "loss_sum": loss_sum}
+        checkpoint["epoch_so_far"] = {
+            "batches": self.batches_done,
+            "images": self.images_done,
+            "loss_sum": loss_sum,
+            "processes": self.trainer.world_size,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         so_far = checkpoint["epoch_so_far"]

@@ -78,7 +78,7 @@ def read_run(run: Path) -> RunFiles:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
