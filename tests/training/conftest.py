@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,13 @@ def tiny_train(tiny_data: Path, tmp_path: Path) -> Train:
         return train(**{"data": str(tiny_data), **TINY, "out": tmp_path / out, **settings})
 
     return run
+
+
+@pytest.fixture
+def with_a_terminal() -> Iterator[None]:
+    """As a shell starts a program, whatever started the tests: SIGHUP is not ignored."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("there is no such signal here")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

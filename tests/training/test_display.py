@@ -38,7 +38,7 @@ def test_a_run_outlives_its_terminal(writes: int, tiny_train: Train) -> None:
     assert tiny_train(quiet=False, stream=Gone(writes)).status == "finished"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="terminals of this kind are POSIX's")
+@pytest.mark.usefixtures("with_a_terminal")
 def test_a_closed_terminal_leaves_a_checkpoint(
     tiny_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

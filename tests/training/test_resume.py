@@ -110,7 +110,7 @@ def test_stopped_in_validation(epoch: int, tiny_train: Train, unbroken: Run, mon
     assert_same_run(unbroken.path, train(resume=stop.value.run, quiet=True).path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="there is no such signal elsewhere")
+@pytest.mark.usefixtures("with_a_terminal")
 def test_a_closed_terminal_stops_like_sigterm_unless_it_is_ignored(
     tiny_train: Train, unbroken: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
