@@ -38,7 +38,7 @@ demo: .venv/.kernels
 # The runtimes of the export targets bring libraries of their own and get a process of their own.
 test: lint .venv/.kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore tests/deploy --ignore tests/bench
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 tests/deploy tests/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/deploy tests/bench
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

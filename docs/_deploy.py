@@ -42,7 +42,7 @@ def deploy() -> str:
 
 def accelerated() -> str:
     """Networks of timm's through ``accelerate`` beside eager and float32 ONNX: one image, the same turns."""
-    rows = [r for r in read("deploy.csv") if r["latency_ms"] and r["batch"] == "1" and r["target"] == "kernels"]
+    rows = [r for r in timed() if r["batch"] == "1" and r["target"] == "kernels"]
     of_timm = [row for row in rows if row["model"].startswith("timm:") and not row["model"].startswith("timm:starnet")]
     found = []
     for row in latest(of_timm, "model", "threads", "size", "cpu"):
@@ -56,15 +56,22 @@ def accelerated() -> str:
     return table(header, found) if found else NOT_MEASURED
 
 
+def timed() -> list[Row]:
+    """The rows that were timed, on as many cores as the runtime was told."""
+    from starshift.bench.recommend import TOLD
+
+    return [row for row in read("deploy.csv") if row["latency_ms"] and TOLD not in row["note"]]
+
+
 def beside(row: Row) -> list[Row]:
     """The rows of the same network in the same turns, the row itself too."""
     columns = ("run", "group", "model", "batch", "threads")
-    return [r for r in read("deploy.csv") if r["latency_ms"] and r.get("run") and all(r[c] == row[c] for c in columns)]
+    return [r for r in timed() if r.get("run") and all(r[c] == row[c] for c in columns)]
 
 
 def measured_as(name: str) -> list[Row]:
     """The last rows of a form at batch 1, one of each network of ours, number of threads and machine."""
-    rows = [row for row in read("deploy.csv") if row["latency_ms"] and row["batch"] == "1" and form_of(row) == name]
+    rows = [row for row in timed() if row["batch"] == "1" and form_of(row) == name]
     ours = [row for row in rows if not row["model"].startswith("timm:")]
     return latest(ours, "model", "threads", "size", "cpu", "user_agent")
 
@@ -75,18 +82,20 @@ def form_of(row: Row) -> str:
 
 def measured_on(where: str, rows: list[Row]) -> tuple[str, str, str, str]:
     """From the lowest to the highest ratio to the eager and the ONNX row of the same turns, the accuracy lost, and on
-    what; the time itself where there is no such row, as of a browser."""
-    eager, onnx, lost = [], [], []
+    what: the networks and threads of those ratios. Where there is no such row, as of a browser, the time itself."""
+    eager, onnx, lost, compared = [], [], [], []
     for row in rows:
         same = beside(row)
         for name, ratios in (("eager", eager), ("onnx", onnx)):
             ratios += [float(r["latency_ms"]) / float(row["latency_ms"]) for r in same if form_of(r) == name]
+        if any(form_of(r) in ("eager", "onnx") and form_of(r) != form_of(row) for r in same):
+            compared.append(row)
         known = [float(r["top1"]) for r in same if r["top1"]]
         lost += [max(known) - float(row["top1"])] if row.get("top1") else []
     times = [float(row["latency_ms"]) for row in rows]
     first = spread(eager) if eager else f"{spread(times)} ms"
-    networks = ", ".join(f"`{name}`" for name in dict.fromkeys(row["model"] for row in rows))
-    threads = "/".join(dict.fromkeys(row["threads"] for row in rows))
+    networks = ", ".join(f"`{name}`" for name in dict.fromkeys(row["model"] for row in compared or rows))
+    threads = "/".join(dict.fromkeys(row["threads"] for row in compared or rows))
     plural = "" if threads == "1" else "s"
     return first, spread(onnx), spread(lost), f"{networks}, {threads} thread{plural}, {where}"
 
@@ -133,21 +142,20 @@ def lowerings() -> str:
 
 
 def own_onnx() -> str:
-    """StarNet through our export beside timm's network through timm's own, both in ONNX Runtime, in turns."""
+    """StarNet through our export beside timm's network through timm's own, both in ONNX Runtime, in turns: of each
+    network, batch, number of threads and machine the last pair."""
+    columns = ("run", "group", "batch", "threads", "size")
+    peers = {(r["model"], *(r[c] for c in columns)): r for r in timed() if r["target"] == "onnx-by-timm"}
+    pairs = {}
+    for ours in timed():
+        peer = peers.get((f"timm:{ours['model']}", *(ours[c] for c in columns)))
+        if peer is not None and form_of(ours) == "onnx":
+            pairs[ours["model"], ours["batch"], ours["threads"], ours["cpu"]] = ours, peer
     rows = []
-    for ours in latest(
-        [row for row in read("deploy.csv") if form_of(row) == "onnx"], "model", "batch", "threads", "cpu"
-    ):
-        same = [
-            r
-            for r in read("deploy.csv")
-            if r["model"] == f"timm:{ours['model']}" and r["target"] == "onnx-by-timm" and r["latency_ms"]
-            if all(r[c] == ours[c] for c in ("run", "group", "batch", "threads", "size"))
-        ]
-        for peer in same if ours["latency_ms"] else ():
-            times = [float(row["latency_ms"]) for row in (ours, peer)]
-            cells = (ours["threads"], *(f"{time:.2f}" for time in times), f"{times[1] / times[0]:.2f}")
-            rows.append((f"`{ours['model']}`", *cells, machine(ours), ours["commit"]))
+    for ours, peer in pairs.values():
+        times = [float(row["latency_ms"]) for row in (ours, peer)]
+        cells = (ours["threads"], *(f"{time:.2f}" for time in times), f"{times[1] / times[0]:.2f}")
+        rows.append((f"`{ours['model']}`", *cells, machine(ours), ours["commit"]))
     header = ("network", "threads", "ours, ms", "timm's, ms", "times as fast", "machine", "commit")
     return table(header, rows) if rows else NOT_MEASURED
 

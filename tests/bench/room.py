@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from starshift.errors import StarshiftError
@@ -23,3 +24,20 @@ class Room:
 
     def hang(self) -> None:
         time.sleep(60)
+
+    def processors(self) -> int:
+        return len(os.sched_getaffinity(0))
+
+    def imported_in_loading(self, target: str, source: str) -> list[str]:
+        """Modules that a form loads only as it is opened: ``source`` is its file, or a network's name."""
+        from starshift.bench import timed
+        from starshift.bench.forms import Form
+        from starshift.bench.subjects import Subject
+
+        form = Form(target)
+        timed._import(form)
+        make = timed._torch_form if target in timed.TORCH else timed._exported
+        load = make(Subject(source), form, source, 1, None)
+        before = set(sys.modules)
+        load()
+        return sorted(set(sys.modules) - before)

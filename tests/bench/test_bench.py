@@ -18,7 +18,9 @@ from starshift.bench import append_row, provenance, read_rows
 from starshift.bench.clock import Paired, paired
 from starshift.bench.photographs import make_photographs
 from starshift.bench.predict import bench_predict
-from starshift.bench.rows import git_commit
+from starshift.bench.rows import check_appendable, git_commit
+from starshift.cli._bench import report
+from starshift.cli.bench import app as suites
 from starshift.cli.main import app
 from starshift.errors import StarshiftError
 from starshift.machine import checkout, machine_facts, versions
@@ -56,6 +58,60 @@ def test_what_is_no_table_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "a,b\n1,2,3\n"
     with pytest.raises(StarshiftError, match="cannot write"):
         append_row(path / "below.csv", {"a": 1})
+
+
+ENCODED = "größe,b\n1,2\n"
+
+
+def test_a_table_in_another_encoding_is_one_message_and_a_spreadsheets_mark_is_none(tmp_path: Path) -> None:
+    for encoding in ("latin-1", "utf-16"):
+        path = tmp_path / f"{encoding}.csv"
+        path.write_text(ENCODED, encoding=encoding)
+        with pytest.raises(StarshiftError, match="not a CSV file in UTF-8: save it as one"):
+            append_row(path, {"b": 3})
+        assert path.read_text(encoding=encoding) == ENCODED
+    path = tmp_path / "marked.csv"
+    path.write_text(ENCODED, encoding="utf-8-sig")
+    append_row(path, {"größe": 3})
+    assert read_rows(path) == (["größe", "b"], [{"größe": "1", "b": "2"}, {"größe": "3", "b": ""}])
+
+
+def test_whether_rows_can_be_appended_is_found_out_without_a_trace(tmp_path: Path) -> None:
+    check_appendable(tmp_path / "a" / "b" / "x.csv")
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "x.csv"
+    append_row(file, {"a": 1})
+    check_appendable(file)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"] and len(read_rows(file)[1]) == 1
+    for wrong in (file / "below.csv", tmp_path):
+        with pytest.raises(StarshiftError, match="cannot write"):
+            check_appendable(wrong)
+
+
+@pytest.mark.parametrize("suite", [command.callback.__name__ for command in suites.registered_commands])
+def test_every_suite_looks_at_out_before_it_measures(suite: str, tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    out.write_text(ENCODED, encoding="latin-1")
+    words = {"accuracy": ["RUN", "DATA"], "int8": ["RUN", "DATA"], "deploy": ["starnet_s9"]}.get(suite, [])
+    result = CliRunner().invoke(app, ["bench", suite, *words, "--out", str(out)])
+    assert result.exit_code == 2 and "not a CSV file in UTF-8" in result.output, result.output
+
+
+def test_what_was_measured_is_shown_even_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, row: object) -> None:
+        raise StarshiftError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("starshift.bench.rows.append_row", full)
+    with pytest.raises(StarshiftError, match="No space"):
+        report([{"a": 12.5}], {"a": "how many"}, tmp_path / "x.csv", False)
+    assert "12.50" in capsys.readouterr().out
+    columns = "model target precision batch threads latency_ms p5_ms p95_ms images_per_s first_ms load_ms memory_mb"
+    row = dict.fromkeys([*columns.split(), "file_mb", "top1", "note"], "") | {"model": "mine", "latency_ms": 12.5}
+    monkeypatch.setattr("starshift.bench.deploy.bench_deploy", lambda *_, **__: iter([[row]]))
+    result = CliRunner().invoke(app, ["bench", "deploy", "mine", "--out", str(tmp_path / "x.csv")])
+    assert result.exit_code == 2 and "No space left" in result.stderr and "12.50" in result.stdout
 
 
 def test_commit_is_marked_where_sources_are_changed(tmp_path: Path) -> None:
@@ -119,7 +175,11 @@ def test_bench_loader_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_bench_loader_mistakes(tmp_path: Path) -> None:
-    for args, message in ((["--make", "huge"], "WIDTHxHEIGHT"), ([str(tmp_path / "no")], "no such folder")):
+    for args, message in (
+        (["--make", "huge"], "WIDTHxHEIGHT"),
+        ([str(tmp_path / "no")], "no such folder"),
+        (["--workers", "2"], "No such option"),  # they would read ahead while the other side is timed
+    ):
         result = CliRunner().invoke(app, ["bench", "loader", *args])
         assert result.exit_code == 2 and message in result.output
 

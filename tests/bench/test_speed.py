@@ -16,13 +16,15 @@ import starshift.bench.operators as operators
 from starshift.bench import read_rows
 from starshift.bench.ceiling import ceiling
 from starshift.bench.operators import OPERATIONS, PEERS, PLAIN, Call, bench_cases
-from starshift.bench.sides import Side, Spec, shifts_to_depthwise
+from starshift.bench.sides import REFERENCE_SHIFTS, RUNTIME, Side, Spec, _inference, shifts_to_depthwise
 from starshift.bench.training import _take_turns
 from starshift.cli.main import app
+from starshift.deploy import FilePredictor, load_exported
 from starshift.errors import StarshiftError
 from starshift.layers import Shift2d, ShiftConv2d
 from starshift.models import create_model
 from starshift.ops._case import Case
+from starshift.ops._operator import forced_kernel
 from tests.tolerance import assert_close
 
 EVERY = dict(reversed(bench_cases()))
@@ -96,9 +98,40 @@ def test_mistakes() -> None:
         (["training", "starnet_s1", "--amp=fp16"], "amp is one of"),
         (["training", "starnet_s1", "--modes=tim"], "Did you mean 'timm'"),
         (["training", "starnet_s9"], "starnet_s9"),
+        (["training", "starnet_s1", "--inference", "--amp=bf16"], "leave out --amp"),
+        (["training", "starnet_s1", "--inference", "--device=cuda"], "leave out --amp"),
+        (["training", "starnet_s1", "--device=mps"], "device is one of cpu, cuda"),
+        (["operators", "--device=mps"], "device is one of cpu, cuda"),
     ):
         result = CliRunner().invoke(app, ["bench", *arguments])
         assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_a_gpu_that_is_not_there_or_has_no_kernel_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for suite in ("operators", "training"):
+        result = CliRunner().invoke(app, ["bench", suite, "--device=cuda"])
+        assert result.exit_code == 2 and "no CUDA device here: use --device cpu" in result.output, result.output
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    result = CliRunner().invoke(app, ["bench", "operators", "--device=cuda", "--operators=pointwise_norm_act"])
+    assert result.exit_code == 2 and "no kernel for cuda among: pointwise_norm_act" in result.output, result.output
+
+
+def test_peers_of_inference_are_what_they_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(forced_kernel())
+            return x
+
+    ran: list[str | None] = []
+    for mode in ("starshift", REFERENCE_SHIFTS):
+        with monkeypatch.context() as patch:
+            patch.setattr("starshift.bench.sides._builder", lambda spec: Network)
+            _inference(Spec("shiftresnet20", mode, 1, 32, 1, inference=True), tmp_path)[0]()
+    assert set(ran[: len(ran) // 2]) == {None} and set(ran[len(ran) // 2 :]) == {"reference"}
+    _inference(Spec("shiftresnet20", RUNTIME, 1, 32, 1, inference=True), tmp_path)[0]()
+    file = load_exported(tmp_path / "model.onnx")
+    assert isinstance(file, FilePredictor) and len(file.classes) == 10 and file.metadata.model_args["expansion"] == 6
 
 
 class Timed(Side):

@@ -10,8 +10,10 @@ from functools import cache
 
 import torch
 
+from starshift.errors import StarshiftError
 from starshift.ops import _native
 
+DEVICES = ("cpu", "cuda")
 ROUNDS = 20  # the best counts: a ceiling is what was reached once
 OPERATIONS = 200_000_000  # of a round and thread
 FLOATS = 1 << 25  # 128 MiB: past every cache
@@ -26,6 +28,14 @@ class Ceiling:
 
     gflops: float
     gbs: float
+
+
+def require_device(device: str) -> None:
+    """Raise StarshiftError unless this is one of :data:`DEVICES`, and here."""
+    if device not in DEVICES:
+        raise StarshiftError(f"device is one of {', '.join(DEVICES)}, not '{device}'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise StarshiftError("PyTorch finds no CUDA device here: use --device cpu")
 
 
 @cache

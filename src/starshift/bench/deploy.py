@@ -17,10 +17,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from starshift.bench.forms import TIMM_ONNX, Form, choose_forms, missing
+from starshift.bench.forms import FLOAT32, TIMM_ONNX, Form, choose_forms, missing
+from starshift.bench.recommend import TOLD
 from starshift.bench.remote import Remote, RemoteError
 from starshift.bench.rows import provenance
-from starshift.bench.subjects import PEERS, TIMM, Facts, Subject, published_top1, subject_of
+from starshift.bench.subjects import PEERS, TIMM, Facts, Subject, subject_of
 from starshift.bench.timed import Timed, Workshop
 from starshift.errors import StarshiftError
 
@@ -29,6 +30,8 @@ MOST_CALLS = 200  # of a turn
 SIDE_MB = 700  # memory set aside for a side when groups are made
 Say = Callable[[str], None]
 Row = dict[str, Any]
+Evaluated = dict[tuple[str, int | None], Row]
+"""Columns of accuracy by what was evaluated, and at which size."""
 
 
 @dataclass
@@ -60,7 +63,8 @@ class Side:
     def start(self, size: int | None) -> None:
         """Load, answer once, and see how many calls fill a turn."""
         plan = self.plan
-        self.process = Remote(Timed, plan.subject, plan.form, plan.file, self.batch, size, self.threads)
+        what = (plan.subject, plan.form, plan.file, self.batch, size, self.threads)
+        self.process = Remote(Timed, *what, cores=self.threads)
         answer = self._ask("first")
         if answer is None:
             return
@@ -163,7 +167,7 @@ def _prepare(
                 raise StarshiftError(f"{subject.name} cannot be opened: {error}") from error
         plans = []
         for subject in subjects:
-            evaluated: Row = {}
+            evaluated: Evaluated = {}
             for form in _forms_of(subject, facts[subject], forms):
                 plan = Plan(subject, form, facts[subject], note=missing(form) or "")
                 plans.append(plan)
@@ -181,7 +185,9 @@ def _prepare(
         shop.end()
 
 
-def _make(plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | None, evaluated: Row, say: Say) -> None:
+def _make(
+    plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | None, evaluated: Evaluated, say: Say
+) -> None:
     """Export where the form is a file, and evaluate where there are data and weights."""
     from starshift.deploy import get_target
     from starshift.deploy._place import size_of
@@ -194,16 +200,24 @@ def _make(plan: Plan, shop: Remote, folder: Path, size: int | None, data: str | 
         suffix = get_target(form.format).suffix
         folder.mkdir()
         plan.file = str(folder / f"model{suffix}")
-        plan.columns |= shop.call("export", subject, form, plan.file, size, data)
+        plan.columns |= shop.call("export", subject, form, plan.file, size, data, limit_s=None)
     if plan.file:
         plan.columns["file_mb"] = round(size_of(Path(plan.file) if subject.file else folder) / 1e6, 3)
     if data is not None and plan.facts.weights:
-        what = plan.file or subject.text
+        what = (plan.file, None) if plan.file else (subject.text, size)  # a file has a size of its own
         if what not in evaluated:
             say(f"{subject.name}: accuracy of {form.name if plan.file else 'PyTorch'}")
-            top1, images = shop.call("evaluate", what, data)
-            evaluated[what] = {"top1": round(top1, 3), "top1_images": images}
+            evaluated[what] = _accuracy(shop, *what, data)
         plan.columns |= evaluated[what]
+
+
+def _accuracy(shop: Remote, what: str, size: int | None, data: str) -> Row:
+    """Its columns; a remark alone where it cannot be measured, which keeps nobody from timing the network."""
+    try:
+        top1, images = shop.call("evaluate", what, size, data, limit_s=None)
+    except (RemoteError, StarshiftError) as error:
+        return {"remark": f"accuracy not measured: {error}"}
+    return {"top1": round(top1, 3), "top1_images": images}
 
 
 def _forms_of(subject: Subject, facts: Facts, forms: list[Form]) -> list[Form]:
@@ -269,9 +283,9 @@ def _row(side: Side, common: Row, group: int) -> Row:
     plan, times = side.plan, side.seconds
     low, middle, high = np.percentile(times, (5, 50, 95)).tolist() if times else (0.0, 0.0, 0.0)
     cores = round(sum(side.cores) / len(side.cores), 2) if side.cores else 0.0
-    notes = [side.note] if side.note else []
+    notes = [note for note in (side.note, plan.columns.get("remark")) if note]
     if cores > side.threads + 0.3:
-        notes.append(f"used {cores} cores, though told {side.threads}")
+        notes.append(f"used {cores} cores, {TOLD} {side.threads}")
     return {
         "suite": common["suite"],
         "run": common["run"],
@@ -292,7 +306,7 @@ def _row(side: Side, common: Row, group: int) -> Row:
         "macs": plan.facts.macs or "",
         "top1": plan.columns.get("top1", ""),
         "top1_images": plan.columns.get("top1_images", ""),
-        "published_top1": published_top1().get(plan.facts.architecture, ""),
+        "published_top1": plan.facts.published or "" if plan.form.precision == FLOAT32 else "",
         "calls": len(times),
         "cores_used": cores or "",
         "kernels": _native.instruction_set() or "none",

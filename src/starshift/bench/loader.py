@@ -31,22 +31,20 @@ def bench_loader(
     batch_size: int = 32,
     images: int = 128,
     rounds: int = 9,
-    workers: int = 0,
     label: str = "",
     on_round: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Time training's and evaluation's loader on a folder of class folders; a row for each.
 
     Training is random resized crop (bilinear, torchvision's default), mirroring and normalisation; evaluation is
-    resize of the shorter side to size / 0.875 (bilinear), centre crop and normalisation. PyTorch runs on one thread;
-    with ``workers`` = 0 so does everything.
+    resize of the shorter side to size / 0.875 (bilinear), centre crop and normalisation. All of it runs in this
+    process, on one thread: workers of one side would read ahead while the other is timed.
 
     Args:
         root: a folder of class folders.
         size: side of the network's input.
         batch_size, images: of a batch, and timed in a round.
         rounds: pairs of timings; the medians are reported.
-        workers: worker processes of both loaders.
         label: what to call the images in the rows.
         on_round: called with a line of progress.
 
@@ -65,8 +63,8 @@ def bench_loader(
         for path in ("train", "eval"):
             on_round(f"{path}: {rounds} rounds of {images} images")
             batches = math.ceil(images / batch_size)
-            mine = _endless(_our_loader(ours, preprocessing, path, batch_size, workers))
-            theirs = _endless(_peer_loader(root, preprocessing, path, batch_size, workers))
+            mine = _endless(_our_loader(ours, preprocessing, path, batch_size))
+            theirs = _endless(_peer_loader(root, preprocessing, path, batch_size))
             result = paired(partial(_take, mine, batches), partial(_take, theirs, batches), rounds)
             count = batches * batch_size
             rows.append(
@@ -75,7 +73,7 @@ def bench_loader(
                     "path": path,
                     "images": label or str(root),
                     "size": size,
-                    "workers": workers,
+                    "workers": 0,
                     "rounds": rounds,
                     **result.rates(count, PEER),
                     **provenance(),
@@ -86,14 +84,14 @@ def bench_loader(
     return rows
 
 
-def _our_loader(images: ImageSet, preprocessing: Preprocessing, path: str, batch_size: int, workers: int) -> Any:
+def _our_loader(images: ImageSet, preprocessing: Preprocessing, path: str, batch_size: int) -> Any:
     if path == "eval":
-        return eval_loader(images, preprocessing, batch_size=batch_size, workers=workers)
+        return eval_loader(images, preprocessing, batch_size=batch_size, workers=0)
     augment = Augment(train_interpolation="bilinear")
-    return train_loader(images, preprocessing, augment, batch_size=batch_size, workers=workers, seed=0)
+    return train_loader(images, preprocessing, augment, batch_size=batch_size, workers=0, seed=0)
 
 
-def _peer_loader(root: Path, preprocessing: Preprocessing, path: str, batch_size: int, workers: int) -> Any:
+def _peer_loader(root: Path, preprocessing: Preprocessing, path: str, batch_size: int) -> Any:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -105,9 +103,7 @@ def _peer_loader(root: Path, preprocessing: Preprocessing, path: str, batch_size
     steps = [*geometry, transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]
     data = ImageFolder(str(root), transforms.Compose(steps))
     train = path == "train"
-    return DataLoader(
-        data, batch_size, shuffle=train, num_workers=workers, drop_last=train, persistent_workers=workers > 0
-    )
+    return DataLoader(data, batch_size, shuffle=train, drop_last=train)
 
 
 def _endless(loader: Any) -> Iterator[Any]:

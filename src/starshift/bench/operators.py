@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import starshift.ops
-from starshift.bench.ceiling import ceiling, gpu_ceiling
+from starshift.bench.ceiling import ceiling, gpu_ceiling, require_device
 from starshift.bench.clock import paired
 from starshift.bench.graph import recorded
 from starshift.bench.rows import provenance
@@ -251,15 +251,21 @@ def bench_operators(
         on_row: called with each row as it is measured.
 
     Raises:
-        StarshiftError: an unknown operator or dtype, or no case.
+        StarshiftError: an unknown operator or dtype, a device that is not here, or no case.
     """
+    require_device(device)
+    dtypes = dtypes or tuple(DTYPES)
     for name in dtypes:
         if name not in DTYPES:
             raise StarshiftError(f"dtype is one of {', '.join(DTYPES)}, not '{name}'.{nearest(name, list(DTYPES))}")
     chosen = bench_cases(operators, cases)
     if device != "cpu":
         torch.backends.cudnn.allow_tf32 = False  # as PyTorch has it for matrix products: float32 means float32
-        chosen = [(n, case) for n, case in chosen if any(k.device == device for k in OPERATORS[n].kernels)]
+        there = [name for name, operator in OPERATORS.items() if any(k.device == device for k in operator.kernels)]
+        if not any(name in there for name, _ in chosen):
+            asked = ", ".join(dict.fromkeys(name for name, _ in chosen))
+            raise StarshiftError(f"no kernel for {device} among: {asked}. There are for: {', '.join(there)}")
+        chosen = [(name, case) for name, case in chosen if name in there]
     keep_freed_memory()
     before = torch.get_num_threads()
     threads = threads or before

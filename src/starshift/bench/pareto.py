@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from starshift.bench.forms import FLOAT32
 from starshift.bench.recommend import accuracy_of, form_name, pareto_front
 from starshift.bench.rows import read_rows
+from starshift.bench.subjects import TIMM, published_top1
 from starshift.training.folder import write_bytes
 
 TEMPLATE = Path(__file__).with_name("pareto.html")
@@ -55,12 +57,18 @@ def latest(rows: Sequence[Row]) -> list[Row]:
 def _one_accuracy(rows: Sequence[Row]) -> list[Row]:
     """Accuracy measured on the user's images and that published for ImageNet belong on no common axis: of the two, only
     the kind of the last row that has one is kept, and networks without it are plotted apart. What was published for an
-    architecture says nothing about one that was trained, and measured, on other images."""
+    architecture says nothing about one that was trained on other images, nor about a file of lower precision."""
+    rows = [row if _as_published(row) else {**row, "published_top1": ""} for row in rows]
     with_any = [row for row in rows if accuracy_of(row) is not None]
     if not with_any:
-        return list(rows)
+        return rows
     measured = bool(with_any[-1].get("top1"))
     return [row if bool(row.get("top1")) == measured else {**row, "top1": "", "published_top1": ""} for row in rows]
+
+
+def _as_published(row: Row) -> bool:
+    """Whether it is of a network by its bare name, which has no weights of its own, in float32."""
+    return row["precision"] == FLOAT32 and row["model"].removeprefix(TIMM) in published_top1()
 
 
 def machine(row: Row) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from starshift.bench.forms import EAGER, FLOAT32, TIMM_ONNX, TORCH, Form
 
 MAX_DROP = 0.5  # points of top-1 that the fastest file may lose
+TOLD = "though told"  # in the note of a row whose runtime took more cores than it was to
 Row = Mapping[str, Any]
 
 
@@ -45,9 +46,11 @@ def recommend(rows: Iterable[Row], max_drop: float = MAX_DROP) -> list[Recommend
     """The fastest file of each network, batch and number of threads.
 
     A file in float32 counts as accurate, since it was compared with PyTorch as it was exported. One of lower precision
-    counts where its top-1 was measured and is at most ``max_drop`` points below the best of the network's.
+    counts where its top-1 was measured and is at most ``max_drop`` points below the best of the network's. A row whose
+    runtime took more cores than it was told compares with nothing.
     """
-    measured = [row for row in rows if row["latency_ms"] not in ("", None) and row["threads"] not in ("", None)]
+    timed = [row for row in rows if row["latency_ms"] not in ("", None) and row["threads"] not in ("", None)]
+    measured = [row for row in timed if TOLD not in str(row.get("note"))]
     cases: dict[tuple[Any, ...], list[Row]] = {}
     for row in measured:
         cases.setdefault((row["model"], str(row["batch"]), str(row["threads"])), []).append(row)

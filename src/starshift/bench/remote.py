@@ -13,14 +13,15 @@ import os
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from starshift.errors import StarshiftError
 
-LIMIT_S = 900.0  # for one call: compiling a network takes minutes, hanging takes for ever
+LIMIT_S = 900.0  # for one call, unless it says otherwise: compiling takes minutes, hanging takes for ever
 
 
 class RemoteError(Exception):
@@ -34,9 +35,17 @@ class Remote:
         factory: a function or class that the other process can import.
         arguments: for it; they are pickled, as are the arguments and answers of calls.
         environment: variables of the new process beside this one's.
+        cores: processors that it may use from its first import on, the same each time; default: all. Some runtimes
+            take as many threads as they find processors, whatever they are told.
     """
 
-    def __init__(self, factory: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        *arguments: Any,
+        environment: dict[str, str] | None = None,
+        cores: int | None = None,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         descriptor, name = tempfile.mkstemp(prefix="starshift-bench-", suffix=".log")
@@ -45,15 +54,16 @@ class Remote:
         self._process = context.Process(
             target=_serve, args=(theirs, name, environment or {}, factory, arguments), daemon=True
         )
-        self._process.start()
+        with _kept_to(cores):
+            self._process.start()
         theirs.close()
 
     @property
     def running(self) -> bool:
         return self._process.is_alive()
 
-    def call(self, method: str, *arguments: Any, limit_s: float = LIMIT_S) -> Any:
-        """The method's answer.
+    def call(self, method: str, *arguments: Any, limit_s: float | None = LIMIT_S) -> Any:
+        """The method's answer; ``limit_s`` of None waits for it however long it takes.
 
         Raises:
             RemoteError: the factory or the method raised, the process ended, or no answer came in time (the process is
@@ -91,6 +101,32 @@ class Remote:
         said = next((line.strip()[:160] for line in reversed(lines) if line.strip()), "")
         killed = " (out of memory?)" if code == -signal.SIGKILL else ""
         return f"its process ended with {how}{killed}" + (f": {said}" if said else "")
+
+
+@contextlib.contextmanager
+def _kept_to(count: int | None) -> Iterator[None]:
+    """Processes started in here have so many processors, where the system can tell them; None leaves them all."""
+    if count is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _apart(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _apart(processors: set[int]) -> list[int]:
+    """In order, but those that share a core with an earlier one after all that do not."""
+    met: Counter[str] = Counter()
+    shared = []
+    for processor in sorted(processors):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        core = siblings.read_text() if siblings.exists() else str(processor)
+        shared.append((met[core], processor))
+        met[core] += 1
+    return [processor for _, processor in sorted(shared)]
 
 
 def _serve(

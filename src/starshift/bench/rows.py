@@ -7,6 +7,7 @@ import csv
 import datetime
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     try:
-        columns, rows = read_rows(path) if path.exists() and path.stat().st_size else ([], [])
+        columns, rows = _kept(path)
         columns += [name for name in row if name not in columns]
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_name(path.name + ".part")
+        written = _beside(path)
         with open(written, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
@@ -62,15 +63,50 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
         raise StarshiftError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_appendable(path: str | Path) -> None:
+    """Find out, before anything is measured, whether :func:`append_row` could write there; leaves nothing behind.
+
+    Raises:
+        StarshiftError: as :func:`append_row`.
+    """
+    path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
+    try:
+        _kept(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _beside(path).touch()
+        _beside(path).unlink()
+    except OSError as error:
+        raise StarshiftError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # there is none, or another process has put something there
+            for folder in made:
+                folder.rmdir()
+
+
+def _kept(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """As :func:`read_rows`; nothing, where there is no file yet or an empty one."""
+    return read_rows(path) if path.exists() and path.stat().st_size else ([], [])
+
+
+def _beside(path: Path) -> Path:
+    """Where rows are written before they take the file's place."""
+    return path.with_name(path.name + ".part")
+
+
 def read_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns and the rows of a CSV file.
 
     Raises:
-        StarshiftError: a row has more fields than there are columns, or a column's name is empty.
+        StarshiftError: it is no CSV file in UTF-8, a row has more fields than there are columns, or a column's name is
+            empty.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or []), list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin theirs with a mark
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StarshiftError(f"{path} is not a CSV file in UTF-8: save it as one, or move it away") from error
     if not all(columns) or any(None in row for row in rows):
         raise StarshiftError(f"{path} is not a table with a header: move it away")
     return columns, rows

@@ -12,13 +12,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starshift.bench.graph import recorded
 from starshift.errors import StarshiftError
+
+if TYPE_CHECKING:
+    from starshift.deploy._source import Source
 
 OURS = "starshift"
 OURS_FOLDED = "starshift, norms folded"
@@ -183,6 +186,7 @@ def _inference(spec: Spec, folder: Path) -> tuple[Step, float]:
     import torch
 
     from starshift.layers import fold_batchnorm
+    from starshift.ops import use_kernel
 
     images = torch.randn(spec.batch, 3, spec.size, spec.size)
     build = _builder(spec)
@@ -194,9 +198,10 @@ def _inference(spec: Spec, folder: Path) -> tuple[Step, float]:
         model = fold_batchnorm(model)
     last = torch.channels_last
     model, images = model.to(memory_format=last), images.contiguous(memory_format=last)
+    forced = spec.mode in SHIFT_PEERS
 
     def step() -> None:
-        with torch.inference_mode():
+        with use_kernel("reference") if forced else nullcontext(), torch.inference_mode():
             for _ in range(PASSES):
                 model(images)
 
@@ -206,11 +211,11 @@ def _inference(spec: Spec, folder: Path) -> tuple[Step, float]:
 def _runtime(spec: Spec, folder: Path, images: Any) -> Step:
     import onnxruntime
 
-    from starshift.deploy import export
+    from starshift.deploy import export_checked
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = spec.threads
-    path = export(spec.model, "onnx", folder / "model.onnx", img_size=spec.size)
+    path = export_checked(_source(spec), "onnx", folder / "model.onnx").path
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
@@ -219,6 +224,19 @@ def _runtime(spec: Spec, folder: Path, images: Any) -> Step:
             session.run(None, {name: images})
 
     return step
+
+
+def _source(spec: Spec) -> Source:
+    """The network with its arguments, to be exported."""
+    from starshift.deploy._source import class_names, open_source
+    from starshift.models import create_model
+
+    source = open_source(spec.model, img_size=spec.size)
+    arguments = dict(ARGUMENTS.get(spec.model, {}))
+    if not arguments:
+        return source
+    model: Any = create_model(spec.model, **arguments).eval()
+    return replace(source, model=model, model_args=arguments, classes=class_names(model.num_classes))
 
 
 def _builder(spec: Spec) -> Callable[[], Any]:

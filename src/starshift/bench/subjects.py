@@ -58,7 +58,8 @@ class Facts:
     """What is known of a subject before it is measured; counts are None where a file does not tell.
 
     Attributes:
-        architecture: the key of its published accuracy.
+        published: its accuracy on ImageNet in percent as its authors state it; None where it has other weights or is
+            timed at another size than theirs.
         params: as it trains.
         macs: of one image of ``size``, folded.
         size: side of the input in pixels (its height).
@@ -66,7 +67,7 @@ class Facts:
         precision: of a file.
     """
 
-    architecture: str
+    published: float | None
     params: int | None
     macs: int | None
     size: int
@@ -146,7 +147,8 @@ def facts_of(subject: Subject, size: int | None) -> Facts:
     source = open_subject(subject, size)
     side = source.preprocessing.size
     macs = count_macs(fold_batchnorm(source.model), side)
-    return Facts(source.name, count_params(source.model), macs, side[0], subject.trained)
+    known = None if subject.trained else published(source.name, side[0])
+    return Facts(known, count_params(source.model), macs, side[0], subject.trained)
 
 
 def _facts_of_file(subject: Subject) -> Facts:
@@ -161,7 +163,7 @@ def _facts_of_file(subject: Subject) -> Facts:
     side = predictor.preprocessing.size
     metadata: Any = getattr(predictor, "metadata", None)
     precision = getattr(metadata, "precision", FLOAT32)
-    unknown = Facts(predictor.name, None, None, side[0], True, precision)
+    unknown = Facts(None, None, None, side[0], True, precision)
     if not is_model(predictor.name):
         return unknown
     arguments = {"num_classes": len(predictor.classes), **dict(getattr(metadata, "model_args", {}))}
@@ -171,7 +173,15 @@ def _facts_of_file(subject: Subject) -> Facts:
         macs = count_macs(fold_batchnorm(network), side)
     except (StarshiftError, TypeError, ValueError, RuntimeError):  # written where the architecture had other options
         return unknown
-    return Facts(predictor.name, count_params(network), macs, side[0], True, precision)
+    return Facts(None, count_params(network), macs, side[0], True, precision)
+
+
+def published(name: str, size: int) -> float | None:
+    """What :func:`published_top1` has for this network at this side of the image, if that is its own."""
+    from starshift.models import model_info
+
+    found = published_top1().get(name)
+    return found if found is not None and model_info(name).size[0] == size else None
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -14,9 +15,18 @@ from typing import Any
 from starshift.bench.forms import COMPILE, EAGER, INT8, KERNELS, TIMM_ONNX, TORCH, Form
 from starshift.bench.sides import _forget_peak, _peak_mb, _resident_mb
 from starshift.bench.subjects import Facts, Subject, facts_of, open_subject
+from starshift.deploy import get_target
 from starshift.deploy._source import Source
 from starshift.errors import StarshiftError
 
+IMPORTS: Mapping[str, tuple[str, ...]] = {
+    COMPILE: ("torch._inductor.compile_fx", "torch._inductor.fx_passes.fuse_attention", "torch.utils.cpp_extension"),
+    "torch": ("torch._inductor.compile_fx", "torch.export.pt2_archive._package", "torch.export._trace"),
+    "aotinductor": ("torch._inductor.compile_fx", "torch._inductor.package", "torch.utils.cpp_extension"),
+    "executorch": ("executorch.runtime",),
+    "litert": ("ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated"),
+}
+"""What a form imports as it loads, beside the packages of its target's runtime."""
 Run = Callable[[], object]
 
 
@@ -38,6 +48,7 @@ class Timed:
         keep_freed_memory()  # eager PyTorch needs it, and the others do not mind
         torch.set_num_threads(threads)
         torch.manual_seed(0)
+        _import(form)
         make = _torch_form if form.target in TORCH else _timms_file if form.target == TIMM_ONNX else _exported
         load = make(subject, form, file, batch, size)
         gc.collect()
@@ -100,11 +111,14 @@ class Workshop:
             "checked_on": done.checked_on,
         }
 
-    def evaluate(self, what: str, data: str) -> tuple[float, int]:
-        """(top-1 in percent, images) of a run or a file."""
-        from starshift.infer import evaluate
+    def evaluate(self, what: str, size: int | None, data: str) -> tuple[float, int]:
+        """(top-1 in percent, images) of a file, or of a run on images of ``size``, by default its own."""
+        from starshift.infer import evaluate, load
 
-        result = evaluate(what, data, device="cpu")
+        predictor = load(what, device="cpu")
+        if size is not None:
+            predictor.preprocessing = replace(predictor.preprocessing, size=(size, size))
+        result = evaluate(predictor, data, workers=0)  # this process may have none of its own
         return result.top1, result.n
 
 
@@ -123,6 +137,16 @@ def _export_by_timm(model: Any, side: tuple[int, int], path: str) -> None:
     from timm.utils.onnx import onnx_export
 
     onnx_export(model, path, input_size=(3, *side), batch_size=2, use_dynamo=True, external_data=False)
+
+
+def _import(form: Form) -> None:
+    """What loading would import otherwise, so that it is in no time and in no memory that is measured."""
+    target = None if form.target in TORCH else get_target(form.format)
+    for package in getattr(target, "runtime", ()):
+        import_module(package)
+    for name in IMPORTS.get(form.target, ()):
+        with suppress(ModuleNotFoundError):  # of another version, which imports what it has as it loads
+            import_module(name)
 
 
 def _torch_form(subject: Subject, form: Form, file: str, batch: int, size: int | None) -> Callable[[], Run]:
@@ -156,11 +180,7 @@ def _torch_form(subject: Subject, form: Form, file: str, batch: int, size: int |
 def _exported(subject: Subject, form: Form, file: str, batch: int, size: int | None) -> Callable[[], Run]:
     import torch
 
-    from starshift.deploy import get_target, load_exported
-
-    target = get_target(form.target)
-    for package in getattr(target, "runtime", target.packages):  # imported before the clock runs, as torch was
-        import_module(package)
+    from starshift.deploy import load_exported
 
     def load() -> Run:
         predictor = load_exported(file)

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from starshift.bench.ceiling import ceiling
+from starshift.bench.ceiling import ceiling, require_device
 from starshift.bench.rows import provenance
 from starshift.bench.sides import (
     ARGUMENTS,
@@ -62,8 +62,9 @@ def bench_training(
         say: called with a line of progress.
 
     Raises:
-        StarshiftError: an unknown model, mode or amp; or our own side failed.
+        StarshiftError: an unknown model, mode or amp, a device that is not here; or our own side failed.
     """
+    require_device(device)
     if amp not in AMP:
         raise StarshiftError(f"amp is one of {', '.join(AMP)}, not '{amp}'")
     rows = []

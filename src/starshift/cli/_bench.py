@@ -38,20 +38,33 @@ class Suites(TyperGroup):
             ctx.fail(f"No such suite, network, run or file: '{word}'.{hint} Suites are: {', '.join(self.commands)}.")
 
 
-def report(rows: list[dict[str, Any]], titles: dict[str, str], out: Path | None, as_json: bool) -> None:
-    """Append the rows to ``out``, and print them: the columns that ``titles`` names, or all as JSON."""
-    if out is not None:
-        from starshift.bench.rows import append_row
+def appendable(path: Path | None) -> Path | None:
+    """``--out`` as it is, refused before anything is measured where no row could be appended to it."""
+    if path is not None:
+        from starshift.bench.rows import check_appendable
 
-        for row in rows:
-            append_row(out, row)
+        check_appendable(path)
+    return path
+
+
+def report(rows: list[dict[str, Any]], titles: dict[str, str], out: Path | None, as_json: bool) -> None:
+    """Print the rows (the columns that ``titles`` names, or all as JSON), then append them to ``out``."""
     if as_json:
         import json
 
         import typer
 
         typer.echo(json.dumps(rows, indent=2))
-        return
+    else:
+        _print_table(rows, titles)
+    if out is not None:
+        from starshift.bench.rows import append_row
+
+        for row in rows:
+            append_row(out, row)
+
+
+def _print_table(rows: list[dict[str, Any]], titles: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 

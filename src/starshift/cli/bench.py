@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from starshift.cli._bench import Suites, report
+from starshift.cli._bench import Suites, appendable, report
 from starshift.cli._options import Json
 from starshift.errors import StarshiftError
 
@@ -16,7 +16,15 @@ HELP = "Measure on this machine, beside a peer in the same run."
 PHOTOGRAPHS = ("500x375", "2000x1500")
 RATIO = {"ratio": "ratio", "ratio_low": "lowest", "ratio_high": "highest"}
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.csv", callback=appendable, help="Append the rows to this file.")
+]
+DrawnOut = Annotated[
+    Path,
+    typer.Option(
+        "--out", metavar="FILE.csv", callback=appendable, help="Append the rows; figures are drawn beside it."
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of torch and of the kernels, on both sides.")]
 
 app = typer.Typer(cls=Suites, help=HELP, no_args_is_help=True, add_completion=False)
@@ -46,14 +54,12 @@ def deploy(
     threads: Annotated[str, typer.Option("--threads", metavar="N,...", help="Of each runtime; default: 1.")] = "1",
     batch: Annotated[str, typer.Option("--batch", metavar="N,...", help="Images a call.")] = "1",
     size: Annotated[int | None, typer.Option("--size", min=8, help="Side in pixels; default: the network's.")] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Beside them, ten networks of timm's.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Beside them, networks of timm's.")] = False,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 15,
     data: Annotated[
         str | None, typer.Option("--data", metavar="FOLDER", help="Labelled images: accuracy, and calibration of int8.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE.csv", help="Append the rows; figures are drawn beside it.")
-    ] = Path("results/deploy.csv"),
+    out: DrawnOut = Path("results/deploy.csv"),
     as_json: Json = False,
 ) -> None:
     """Which file to ship: latency, memory, size and accuracy over every way to run a network."""
@@ -77,10 +83,10 @@ def deploy(
     rows: list[dict[str, Any]] = []
     try:
         for group in measured:
+            rows += group
             for row in group:
                 append_row(out, row)
-            rows += group
-    finally:  # Ctrl-C keeps what was measured
+    finally:  # Ctrl-C keeps what was measured, and so does a full disk
         if rows:
             titles = {"model": "model", "target": "target", "precision": "precision", "batch": "batch"}
             titles |= {"threads": "threads", "latency_ms": "median ms", "p5_ms": "p5", "p95_ms": "p95"}
@@ -90,7 +96,7 @@ def deploy(
             for row in rows:  # beside the numbers a sentence would leave them no room
                 if row["note"]:
                     _say(f"{row['model']}, {row['target']} {row['precision']}: {row['note']}")
-            for figure in draw(out):
+            for figure in draw(out) if out.exists() else ():
                 _say(f"wrote {figure}")
     for line in recommend(rows):
         _say(f"ship: {line}")
@@ -106,9 +112,9 @@ def web(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
     size: Annotated[int | None, typer.Option("--size", min=8, help="Side in pixels; default: the network's.")] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.csv", help="Append the rows to this file.")] = Path(
-        "results/deploy.csv"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE.csv", callback=appendable, help="Append the rows to this file.")
+    ] = Path("results/deploy.csv"),
 ) -> None:
     """A page that runs and measures the models in the browser of a phone or laptop; the same as `--web`."""
     import tempfile
@@ -137,23 +143,16 @@ def loader(
     images: Annotated[int, typer.Option("--images", min=1, help="Images timed in a round.")] = 128,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Pairs of timings; medians are shown.")] = 9,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 measures one core.")] = 0,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Images per second of the loaders, beside torchvision's ImageFolder with Pillow."""
+    """Images per second of the loaders on one core, beside torchvision's ImageFolder with Pillow."""
     import tempfile
 
     from starshift.bench.loader import bench_loader
     from starshift.bench.photographs import make_photographs
 
-    options: dict[str, Any] = {
-        "size": size,
-        "images": images,
-        "rounds": rounds,
-        "batch_size": batch_size,
-        "workers": workers,
-    }
+    options: dict[str, Any] = {"size": size, "images": images, "rounds": rounds, "batch_size": batch_size}
     rows = []
     if data is not None:
         rows = bench_loader(data, on_round=_say, **options)
@@ -165,15 +164,8 @@ def loader(
                 make_photographs(Path(folder), max(64, 2 * batch_size), width, height)
                 label = f"made photographs {text}"
                 rows += bench_loader(Path(folder), label=label, on_round=_say, **options)
-    titles = {
-        "images": "images",
-        "path": "path",
-        "workers": "workers",
-        "ours_images_per_s": "starshift /s",
-        "peer_images_per_s": "torchvision + PIL /s",
-        **RATIO,
-    }
-    report(rows, titles, out, as_json)
+    titles = {"images": "images", "path": "path", "ours_images_per_s": "starshift /s"}
+    report(rows, titles | {"peer_images_per_s": "torchvision + PIL /s", **RATIO}, out, as_json)
 
 
 @app.command()
@@ -234,18 +226,8 @@ def operators(
         device=device,
         on_row=lambda row: _say(f"{row['operator']} {row['case']} {row['dtype']}: {row['ratio']:.2f}"),
     )
-    titles = {
-        "operator": "operator",
-        "case": "case",
-        "dtype": "dtype",
-        "kernel": "kernel",
-        "ours_ms": "starshift ms",
-        "peer": "peer",
-        "peer_ms": "peer ms",
-        **RATIO,
-        "gflops": "GFLOP/s",
-        "gbs": "GB/s",
-    }
+    titles = {"operator": "operator", "case": "case", "dtype": "dtype", "kernel": "kernel", "ours_ms": "starshift ms"}
+    titles |= {"peer": "peer", "peer_ms": "peer ms", **RATIO, "gflops": "GFLOP/s", "gbs": "GB/s"}
     report(rows, titles, out, as_json)
     if not as_json:
         first = rows[0]
@@ -273,6 +255,8 @@ def training(
     """A training step of whole networks, beside timm's own and torch.compile, each in a process of its own."""
     from starshift.bench.training import bench_inference, bench_training
 
+    if inference and (amp != "none" or device != "cpu"):
+        raise StarshiftError("--inference measures float32 on the CPU: leave out --amp and --device")
     shared: dict[str, Any] = {"size": size, "threads": threads, "modes": _names(modes), "rounds": rounds, "say": _say}
     titles = {"model": "model", "batch": "batch", "size": "pixels", "mode": "mode"}
     if inference:

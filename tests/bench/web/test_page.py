@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,36 @@ def test_it_answers_as_pytorch_measures_and_sends_the_row(
     assert 0 < float(row["p5_ms"]) <= float(row["latency_ms"]) <= float(row["p95_ms"]) and float(row["load_ms"]) > 0
     errors = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not errors, errors
+
+
+RUNTIME = """
+export const env = {wasm: {}};
+export class Tensor {}
+let made = 0;
+const session = {
+  inputNames: ["x"], outputNames: ["y"], release: async () => {}, run: async () => ({y: {data: new Float32Array(3)}}),
+};
+export const InferenceSession = {create: async () => {
+  if (made++ === 0) await new Promise(resolve => setTimeout(resolve, 1000));
+  return session;
+}};
+"""
+"""A runtime that needs a second to start itself, which the first model pays."""
+
+
+def test_the_time_to_load_is_without_the_start_of_the_runtime(
+    browser: Any, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runtime"
+    folder.mkdir()
+    for name in assets.FILES:
+        (folder / name).write_text(RUNTIME)
+    monkeypatch.setattr(assets, "folder", lambda: folder)
+    with Server([WebModel(onnx_file, True)], tmp_path / "rows.csv") as server:
+        browser.get(server.url)
+        until(browser, lambda driver: "is ready" in text(driver, "#state"))
+        loaded = re.search(r"loaded in (\d+) ms", text(browser, "#state"))
+    assert loaded is not None and int(loaded[1]) < 500
 
 
 @with_runtime

@@ -121,6 +121,14 @@ def test_a_row_arrives_in_the_table(site: Server, tmp_path: Path) -> None:
     assert "cpu" not in row, "it was not this machine's processor"
 
 
+def test_a_published_accuracy_is_that_of_no_trained_model(site: Server) -> None:
+    preprocessing = site.facts[0]["preprocessing"]
+    for trained, size, expected in ((True, 224, ""), (False, 192, ""), (False, 224, 73.5)):
+        more = {"preprocessing": preprocessing | {"input_size": [3, size, size]}, "trained": trained}
+        site.facts[0] |= {"name": "starnet_s1", **more}
+        assert site.add(GOOD, "a browser")["published_top1"] == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,7 @@ from typing import Any
 
 from starshift.bench.forms import FLOAT32
 from starshift.bench.rows import append_row, provenance
-from starshift.bench.subjects import published_top1
+from starshift.bench.subjects import published
 from starshift.bench.web import assets
 from starshift.bench.web.rows import checked, clean
 from starshift.errors import StarshiftError
@@ -179,6 +179,7 @@ class Server:
         """
         values = checked(posted, len(self.facts))
         facts = self.facts[values["model"]]
+        size = facts["preprocessing"]["input_size"][1]
         here = {k: v for k, v in self._run.items() if k not in ("cpu", "cores", "memory_gb", "os", "gpu")}
         row = {
             "suite": "web",
@@ -186,12 +187,12 @@ class Server:
             "target": f"onnx-web-{values['backend']}",
             "precision": facts["precision"],
             "batch": 1,
-            "size": facts["preprocessing"]["input_size"][1],
+            "size": size,
             "threads": values["threads"],
             **{name: values[name] for name in ("latency_ms", "p5_ms", "p95_ms", "first_ms", "load_ms", "calls")},
             "images_per_s": round(1000 / values["latency_ms"], 2) if values["latency_ms"] else "",
             "file_mb": round(facts["bytes"] / 1e6, 3),
-            "published_top1": published_top1().get(facts["name"], ""),
+            "published_top1": "" if facts["trained"] else published(facts["name"], size) or "",
             "user_agent": clean(user_agent),
             "backend": values["backend"],
             "cores": values["cores"],
