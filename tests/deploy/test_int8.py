@@ -131,6 +131,7 @@ def test_openvinos_layers_are_found_beside_products_of_activations_and_where_a_w
 
     from starshift.deploy import openvino as target
     from starshift.deploy._program import export_program
+    from starshift.deploy._quiet import unreported
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -144,7 +145,8 @@ def test_openvinos_layers_are_found_beside_products_of_activations_and_where_a_w
             return (q @ k.transpose(1, 2)).mean(2)
 
     model = Attention().eval()
-    network = openvino.convert_model(export_program(model, torch.randn(2, 3, 4, 4)))
+    with unreported():
+        network = openvino.convert_model(export_program(model, torch.randn(2, 3, 4, 4)))
     assert len(target._operations(network, ["q"], _int8.weights_of(model, ["q"]))) == 2
     with pytest.raises(StarshiftError, match="layer r cannot stay in float"):
         target._operations(network, ["q", "r"], [*_int8.weights_of(model, ["q"]), torch.ones(3, 8).numpy()])
