@@ -45,28 +45,6 @@ def test_published_weights_are_tuned_and_needed_once(published: Path, tiny_train
     assert train(resume=run, epochs=2, quiet=True).status == "finished"
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"pretrained": True}, "no pretrained weights for shiftresnet20"),
-        ({"pretrained": True, "checkpoint": "a.pth"}, "give one of them"),
-        ({"model_args": {"pretrained": True}}, "model_args.pretrained cannot be set: take --pretrained"),
-        ({"model_args": {"num_classes": 5}}, "classes are those of the data"),
-        ({"model_args": {"checkpoint_path": "a.pth"}}, "take --checkpoint"),
-        ({"model_args": {"pretrained_cfg": "in1k"}}, "by the model's tag"),
-        ({"model": "hf-hub:timm/resnet18.a1_in1k"}, "takes the name of a model.*--checkpoint"),
-        ({"model": "local-dir:runs/a/model"}, "takes the name of a model.*--checkpoint"),
-        ({"model": "resnet18.nonsense", "model_args": {}}, "Invalid pretrained tag"),
-    ],
-)
-def test_what_would_leave_a_run_that_cannot_be_opened_is_refused(
-    settings: dict[str, Any], message: str, tiny_train: Train, tmp_path: Path
-) -> None:
-    with pytest.raises(StarshiftError, match=message):
-        tiny_train(**settings)
-    assert not (tmp_path / "run").exists()
-
-
 FIXED = {"model": "test_vit", "model_args": {}, "epochs": 1, "batch_size": 24}  # for 160 pixels
 
 

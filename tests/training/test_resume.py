@@ -79,6 +79,16 @@ def signal_after(monkeypatch: pytest.MonkeyPatch, batch: int, signum: int = sign
     monkeypatch.setattr(epochs.EpochKeeper, "on_train_batch_end", hook)
 
 
+def stopped(
+    monkeypatch: pytest.MonkeyPatch, batch: int, start: Train, signum: int = signal.SIGINT, **settings: Any
+) -> TrainingInterrupted:
+    """What ``start(**settings)`` ends with when it gets a signal after ``batch`` batches."""
+    signal_after(monkeypatch, batch, signum)
+    with pytest.raises(TrainingInterrupted) as stop:
+        start(**settings)
+    return stop.value
+
+
 # 1 and 7 fall inside an update, 2 and 10 on its end, 5 just before the end of an epoch, 12 on one, 17 before the last.
 @pytest.mark.parametrize(("batch", "workers"), [(1, 0), (2, 2), (5, 0), (7, 2), (10, 0), (12, 2), (17, 0)])
 def test_resumed_equals_unbroken(
@@ -114,14 +124,12 @@ def test_stopped_in_validation(epoch: int, tiny_train: Train, unbroken: Run, mon
 def test_a_closed_terminal_stops_like_sigterm_unless_it_is_ignored(
     tiny_train: Train, unbroken: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal_after(monkeypatch, 4, signal.SIGHUP)
-    with pytest.raises(TrainingInterrupted) as stop:
-        tiny_train(**SETTINGS)
-    assert stop.value.exit_code == 129
+    stop = stopped(monkeypatch, 4, tiny_train, signal.SIGHUP, **SETTINGS)
+    assert stop.exit_code == 129
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         signal_after(monkeypatch, 4, signal.SIGHUP)
-        assert_same_run(unbroken.path, train(resume=stop.value.run, quiet=True).path)
+        assert_same_run(unbroken.path, train(resume=stop.run, quiet=True).path)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -172,10 +180,7 @@ def test_more_devices_keep_to_the_schedule(tiny_train: Train) -> None:
 def test_an_epoch_broken_off_wants_as_many_devices_as_before(
     tiny_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal_after(monkeypatch, 2)
-    with pytest.raises(TrainingInterrupted) as stop:
-        tiny_train(**SETTINGS)
-    run = stop.value.run
+    run = stopped(monkeypatch, 2, tiny_train, **SETTINGS).run
     with pytest.raises(StarshiftError, match=r"within an epoch, on 1 device.* not 2: resume with --devices 1"):
         train(resume=run, devices="cpu:2", quiet=True)
     assert resolve(run / "config.yaml").devices == "auto"
@@ -186,33 +191,25 @@ def test_resuming_needs_no_first_weights(
 ) -> None:
     weights = tmp_path / "weights.ckpt"
     weights.write_bytes((unbroken.path / "checkpoints" / "best.ckpt").read_bytes())
-    signal_after(monkeypatch, 2)
-    with pytest.raises(TrainingInterrupted) as stop:
-        tiny_train(checkpoint=str(weights), epochs=1, recipe="quick")
+    stop = stopped(monkeypatch, 2, tiny_train, checkpoint=str(weights), epochs=1, recipe="quick")
     weights.unlink()
-    assert train(resume=stop.value.run, quiet=True).status == "finished"
+    assert train(resume=stop.run, quiet=True).status == "finished"
 
 
 def test_a_stopped_run_can_be_used_with_the_best_weights_so_far(
     tiny_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal_after(monkeypatch, 9)
-    with pytest.raises(TrainingInterrupted) as stop:
-        tiny_train(**SETTINGS)
-    kept = load_model(stop.value.run)
-    best = torch.load(stop.value.run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    run = stopped(monkeypatch, 9, tiny_train, **SETTINGS).run
+    kept = load_model(run)
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert kept.classes == ["blue", "green", "red"]
     assert all(torch.equal(value, best[f"ema.module.{name}"]) for name, value in kept.model.state_dict().items())
 
 
 def test_stopped_twice(tiny_train: Train, unbroken: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    signal_after(monkeypatch, 3)
-    with pytest.raises(TrainingInterrupted) as stop:
-        tiny_train(**SETTINGS)
-    signal_after(monkeypatch, 5)
-    with pytest.raises(TrainingInterrupted):
-        train(resume=stop.value.run, quiet=True)
-    resumed = train(resume=stop.value.run / "checkpoints" / "last.ckpt", quiet=True)
+    run = stopped(monkeypatch, 3, tiny_train, **SETTINGS).run
+    stopped(monkeypatch, 5, train, resume=run, quiet=True)
+    resumed = train(resume=run / "checkpoints" / "last.ckpt", quiet=True)
     assert_same_run(unbroken.path, resumed.path)
 
 
@@ -256,15 +253,13 @@ def test_what_cannot_be_resumed(
         train(resume=unbroken.path / "checkpoints" / "best.ckpt", epochs=9, quiet=True)
     with pytest.raises(StarshiftError, match="no such checkpoint"):
         train(resume=unbroken.path / "checkpoints" / "third.ckpt", epochs=9, quiet=True)
-    signal_after(monkeypatch, 2)
-    with pytest.raises(TrainingInterrupted) as stop:
-        tiny_train(**SETTINGS)
+    run = stopped(monkeypatch, 2, tiny_train, **SETTINGS).run
     with pytest.raises(StarshiftError, match="keeps its settings: lr was None"):
-        train(resume=stop.value.run, lr=0.5, quiet=True)
-    last = stop.value.run / "checkpoints" / "last.ckpt"
+        train(resume=run, lr=0.5, quiet=True)
+    last = run / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(StarshiftError, match="damaged"):
-        train(resume=stop.value.run, quiet=True)
+        train(resume=run, quiet=True)
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tiny_train: Train) -> None:

@@ -265,6 +265,16 @@ def test_the_default_folder_counts_up(tiny_data: Path, tmp_path: Path, monkeypat
         ({"precision": "fp16", "devices": "cpu"}, "fp16 needs a GPU"),
         ({"checkpoint": "/no/file.pth"}, "/no/file.pth"),
         ({"data": None}, "name the data"),
+        # What would leave a run that cannot be opened.
+        ({"pretrained": True}, "no pretrained weights for shiftresnet20"),
+        ({"pretrained": True, "checkpoint": "a.pth"}, "give one of them"),
+        ({"model_args": {"pretrained": True}}, "model_args.pretrained cannot be set: take --pretrained"),
+        ({"model_args": {"num_classes": 5}}, "classes are those of the data"),
+        ({"model_args": {"checkpoint_path": "a.pth"}}, "take --checkpoint"),
+        ({"model_args": {"pretrained_cfg": "in1k"}}, "by the model's tag"),
+        ({"model": "hf-hub:timm/resnet18.a1_in1k"}, "takes the name of a model.*--checkpoint"),
+        ({"model": "local-dir:runs/a/model"}, "takes the name of a model.*--checkpoint"),
+        ({"model": "resnet18.nonsense", "model_args": {}}, "Invalid pretrained tag"),
     ],
 )
 def test_mistakes_are_refused_before_a_folder_is_made(

@@ -63,8 +63,8 @@ class AcceleratedMlp(Mlp):
         drops = [d for d in (self.drop1, self.drop2) if d.p > 0 and d.training]
         parts = (self.fc1, self.act, self.drop1, self.norm, self.fc2, self.drop2)
         act = activation_name(self.act)
-        small = _pixels(x) < _LEAST_PIXELS or not (is_pointwise(self.fc1) and is_pointwise(self.fc2))
-        if drops or act is None or small or not runs_kernels(x, "pointwise_mlp") or any(map(is_watched, parts)):
+        fits = is_pointwise(self.fc1) and is_pointwise(self.fc2) and _pixels(x) >= _LEAST_PIXELS
+        if drops or act is None or not fits or not runs_kernels(x, "pointwise_mlp") or any(map(is_watched, parts)):
             return super().forward(x)
         return pointwise_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, act)
 

@@ -123,7 +123,7 @@ class Fingerprint:
         at, targets = places(images, self.seed), np.array(images.targets)
         held = np.ones(len(images), np.bool_)
         if self.boundaries is not None:
-            held = held_out(images, self.seed, self.boundaries)
+            held = held_out(images, at, self.boundaries)
         same = _digest(at[held], targets[held]) == self.val
         whole = same and _digest(at[~held], targets[~held]) == self.train
         if not whole and not self._sampled(images, at):

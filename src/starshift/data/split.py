@@ -29,10 +29,11 @@ def places(images: ImageSet, seed: int) -> NDArray[np.float64]:
     return (hashed(seed, np.array(words, np.int64)) >> np.uint64(11)) * 2.0**-53
 
 
-def held_out(images: ImageSet, seed: int, boundaries: Mapping[str, float]) -> NDArray[np.bool_]:
-    """Which images a split by name holds out: those of each class up to its boundary."""
+def held_out(images: ImageSet, at: NDArray[np.float64], boundaries: Mapping[str, float]) -> NDArray[np.bool_]:
+    """Which images, whose :func:`places` are ``at``, a split by name holds out: those of each class up to its
+    boundary."""
     limits = np.array([boundaries.get(name, -1.0) for name in images.classes])
-    return places(images, seed) <= limits[np.array(images.targets, np.int64)]
+    return at <= limits[np.array(images.targets, np.int64)]
 
 
 def split(images: ImageSet, val_fraction: float, seed: int) -> tuple[Selection, Selection]:
@@ -60,11 +61,11 @@ def split_by_name(
     Raises:
         StarshiftError: as :func:`split`.
     """
+    at = places(images, seed)
     if boundaries is None:
-        at = places(images, seed)
         shares = _shares(images, val_fraction)
         boundaries = {images.classes[t]: float(np.sort(at[members])[count - 1]) for t, members, count in shares}
-    return *_parts(images, held_out(images, seed, boundaries)), boundaries
+    return *_parts(images, held_out(images, at, boundaries)), boundaries
 
 
 def _shares(images: ImageSet, val_fraction: float) -> Iterator[tuple[int, NDArray[np.int64], int]]:

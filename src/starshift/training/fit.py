@@ -21,8 +21,7 @@ from starshift.training.finish import write_results
 from starshift.training.folder import (
     CheckpointFiles,
     Run,
-    check_processes,
-    data_of,
+    data_to_go_on_with,
     disk_errors,
     new_run_folder,
     run_to_resume,
@@ -75,19 +74,19 @@ def train(
     settings = {**settings, **{name: value for name, value in named.items() if value is not None}}
     display = Display(stream, quiet)
     keep_freed_memory()
+    began = None
     if resume is not None:
         if recipe is not None or out is not None:
             raise StarshiftError("a resumed run keeps its settings and folder: leave out --recipe, --config and --out")
         folder = run_to_resume(resume)
         config = _resumed_config(folder, settings)
-        check_processes(folder, choose_devices(config.devices)[1])
+        began = data_to_go_on_with(folder, choose_devices(config.devices)[1])
         if (folder / "summary.json").is_file() and Run.open(folder).summary["epochs"] >= config.epochs:
             raise StarshiftError(f"{folder} is finished ({config.epochs} epochs); to train on, give more --epochs")
     else:
         config = resolve(recipe or default_recipe(settings), settings)
         if not config.data:
             raise StarshiftError("name the data to train on: a folder of images, or 'digits'")
-    began = None if resume is None else data_of(folder)
     with kernels_switched(config.kernels):
         setup = set_up(config, display, resume is not None, began)
         setup.announce(display)

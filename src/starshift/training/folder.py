@@ -180,12 +180,14 @@ def _read_checkpoint(path: Any, **how: Any) -> dict[str, Any]:
     return checkpoint
 
 
-def check_processes(run: Path, processes: int) -> None:
-    """See that ``processes`` processes can go on with the run: an epoch that was broken off is divided among as many as
-    before, since each knows only what itself has done of it.
+def data_to_go_on_with(run: Path, processes: int) -> Fingerprint | None:
+    """The data that the run used last; None if it began when that was not kept.
+
+    ``processes`` must be able to go on: an epoch that was broken off is divided among as many as before, since each
+    knows only what itself has done of it.
 
     Raises:
-        StarshiftError: they cannot, with what to do.
+        StarshiftError: they cannot, with what to do; or the checkpoint is damaged.
     """
     checkpoint = _read_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu", mmap=True)
     so_far = checkpoint["epoch_so_far"]
@@ -195,11 +197,6 @@ def check_processes(run: Path, processes: int) -> None:
             f"{run} was stopped within an epoch, on {before} device(s), and goes on with as many, not {processes}: "
             f"resume with --devices {before} (on the CPU cpu:{before}); the number may change where an epoch has ended"
         )
-
-
-def data_of(run: Path) -> Fingerprint | None:
-    """Of the data that the run used last; None if it began when that was not kept."""
-    checkpoint = _read_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu", mmap=True)
     kept = checkpoint["callbacks"]["EpochKeeper"].get("data")
     return Fingerprint.from_dict(kept) if kept else None
 
