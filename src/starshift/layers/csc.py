@@ -12,7 +12,7 @@ from starshift.errors import StarshiftError
 from starshift.layers.activation import one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.folding import Foldable, fuse_conv_bn_
-from starshift.layers.norm import has_kernels, is_watched
+from starshift.layers.norm import has_kernels, is_watched, next_momentum
 from starshift.layers.shift import Assignment, ShiftConv2d, shift_conv, shift_layer
 from starshift.ops import batch_norm_act, csc
 
@@ -89,16 +89,13 @@ class CSC(nn.Module):
         assert isinstance(conv2, ShiftConv2d)
         z = csc(
             *(x, conv1.weight, norm1.weight, norm1.bias, conv2.weight, conv2.offsets, conv2.stride[0], norm1.eps),
-            *(norm1.running_mean, norm1.running_var, norm1.momentum or 0.0),
+            *(norm1.running_mean, norm1.running_var, next_momentum(norm1)),
         )
-        for norm in (norm1, norm2):
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
         short = self.shortcut(x)
         same = short.dtype == z.dtype and not isinstance(self.drop_path, DropPath)
         before = self.relu == "sum"
         y = batch_norm_act(
-            *(z, norm2.weight, norm2.bias, norm2.running_mean, norm2.running_var, True, norm2.momentum or 0.0),
+            *(z, norm2.weight, norm2.bias, norm2.running_mean, norm2.running_var, True, next_momentum(norm2)),
             norm2.eps,
             act="none" if before and not same else "relu",
             residual=short if before and same else None,

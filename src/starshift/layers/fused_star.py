@@ -10,8 +10,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from starshift.layers.depthwise import DepthwiseConv2d
-from starshift.layers.norm import has_kernels, is_watched
+from starshift.layers.norm import has_kernels, is_watched, next_momentum
 from starshift.ops._operator import autocast_dtype
+from starshift.ops.norm import move_running
 from starshift.ops.star_block import Weights, star_block
 from starshift.ops.star_block.cuda import why_not_on_gpu
 from starshift.ops.star_block.infer import Folded, Prepared
@@ -92,8 +93,8 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
     )
     if training:
         count = x.numel() // x.shape[1]
-        update_running(norm1, statistics[0], statistics[1], count)
-        update_running(norm2, statistics[2], statistics[3], count)
+        for norm, mean, var in ((norm1, *statistics[:2]), (norm2, *statistics[2:])):
+            move_running(norm.running_mean, norm.running_var, mean, var, count, next_momentum(norm))
     return out
 
 
@@ -103,15 +104,6 @@ def prepare(block: Any, act: str, placement: str) -> Prepared | None:
         return None
     convs = (block.dwconv.conv, block.f1.conv, block.f2.conv, block.g.conv, block.dwconv2.conv)
     return Prepared(Folded(*(w for conv in convs for w in (conv.weight, conv.bias))), act, placement)
-
-
-@torch.no_grad()
-def update_running(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move a batch norm's running statistics as its own forward would; ``var`` is biased, of ``count`` values."""
-    norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
-    norm.running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-    norm.running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / max(1, count - 1))
 
 
 def _known(name: str, part: Any) -> bool:
