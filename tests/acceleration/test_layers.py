@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d, Mlp, freeze_batch_norm_2d
+from timm.layers import BatchNormAct2d, Conv2dSame, Mlp, freeze_batch_norm_2d
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
 import starshift
+from starshift import acceleration, layers
+from starshift.ops import batch_norm_act, depthwise_conv2d
+from tests.acceleration.conftest import LEAST_INFERENCE
 from tests.tolerance import assert_close
 
 NORMS: dict[str, dict[str, Any]] = {
@@ -28,6 +31,10 @@ NORMS: dict[str, dict[str, Any]] = {
 def pixels(*shape: int) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 2 + 1
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def depthwise(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
 
 def pair(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -181,3 +188,26 @@ def test_parts_replaced_afterwards_are_called() -> None:
     block, other = pair(InvertedResidual(12, 12, exp_ratio=4, act_layer=nn.ReLU6))
     frozen = freeze_batch_norm_2d(other)
     assert_close("frozen", frozen(x), freeze_batch_norm_2d(block)(x))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(8), BatchNormAct2d(8), depthwise(8), Conv2dSame(8, 8, 3, groups=8)])
+def test_one_small_image_is_left_to_pytorch(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients, and below a size: there our kernels' calls cost more than they gain."""
+    called = []
+    for operator in (batch_norm_act, depthwise_conv2d):
+        name = operator.__name__
+        for module in (acceleration.convolution, layers.norm):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda *a, f=operator, **k: called.append(f) or f(*a, **k))
+    layer, other = pair(layer.eval())
+    monkeypatch.setattr(layers.norm, "_LEAST_INFERENCE", LEAST_INFERENCE)
+    with torch.no_grad():
+        assert_close("small", other(pixels(1, 8, 9, 7)), layer(pixels(1, 8, 9, 7)))
+        assert not called
+        other(pixels(1, 8, 512, 256))
+        assert len(called) == 1
+    other(pixels(1, 8, 9, 7))
+    assert len(called) == 2, "with gradients"
+    with torch.no_grad():
+        other.train()(pixels(2, 8, 9, 7))
+    assert len(called) == (2 if isinstance(layer, nn.Conv2d) else 3), "a norm in training"

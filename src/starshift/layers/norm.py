@@ -15,6 +15,7 @@ from starshift.ops._operator import REFERENCE, autocast_dtype, forced_kernel
 from starshift.ops._triton import usable
 
 _STORAGE = tuple(_native.DTYPES)
+_LEAST_INFERENCE = 1 << 20  # values; below, in 1 to 3 images of 224 pixels, the call costs more than a kernel gains
 
 
 def has_kernels(x: Tensor, operator: str) -> bool:
@@ -39,6 +40,17 @@ def runs_kernels(x: Tensor, operator: str) -> bool:
     )
 
 
+def is_small_inference(x: Tensor) -> bool:
+    """Whether nothing is learnt, and ``x`` has so little on a CPU that PyTorch's own layers, called with less ado, are
+    as fast as our kernels."""
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and x.numel() < _LEAST_INFERENCE
+    )
+
+
 def has_global_hooks() -> bool:
     """Whether hooks wait on all modules."""
     return bool(torch_module._has_any_global_hook())
@@ -58,7 +70,13 @@ def is_watched(module: nn.Module) -> bool:
 
 def can_normalise(norm: Any, x: Tensor) -> bool:
     """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the norm's own."""
-    return runs_kernels(x, "batch_norm_act") and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
+    return (
+        x.dim() == 4
+        and x.shape[1] == norm.num_features
+        and x.numel() > x.shape[1]
+        and (norm.training or not is_small_inference(x))
+        and runs_kernels(x, "batch_norm_act")
+    )
 
 
 def norm_act(norm: nn.Module, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
