@@ -25,16 +25,14 @@ def _padding(conv: nn.Conv2d) -> tuple[int, int] | None:
     return None if top % 2 or left % 2 else (top // 2, left // 2)
 
 
-def _is_small(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and is_small_inference(x)  # of others PyTorch's convolutions gain less from it
-
-
 class AcceleratedConv2d(nn.Conv2d):
     """A depthwise ``nn.Conv2d`` that runs :func:`starshift.ops.depthwise_conv2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_small_inference(input) and input.dtype == torch.float32:
+            return super().forward(input)
         padding = _padding(self)
-        if input.dim() != 4 or padding is None or _is_small(input):
+        if input.dim() != 4 or padding is None:
             return super().forward(input)
         return depthwise_conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation)  # type: ignore[arg-type]
 
@@ -43,7 +41,7 @@ class AcceleratedConv2dSame(Conv2dSame):
     """A depthwise ``timm.layers.Conv2dSame`` (TensorFlow's padding) that runs our operator."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_small(input):
+        if is_small_inference(input) and input.dtype == torch.float32:
             return super().forward(input)
         padded = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
         return depthwise_conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation)  # type: ignore[arg-type]

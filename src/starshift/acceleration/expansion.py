@@ -32,14 +32,13 @@ def widen(conv: Any, norm: Any, x: Tensor, act: str | None = "none") -> Tensor |
         x: (N, C, H, W).
         act: of what follows the norm; a norm with an activation of its own has that. None: it has no name.
     """
-    if not widens(conv, norm):  # a part may have been replaced
+    if not norm.training or not widens(conv, norm):  # a part may have been replaced
         return None
     own = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
     if own:
         act = activation_name(norm.act) if type(norm.drop) is nn.Identity else None
     if (
         act is None
-        or not norm.training
         or norm.weight is None
         or norm.bias is None
         or not runs_kernels(x, "pointwise_norm_act")

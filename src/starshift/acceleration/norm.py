@@ -44,8 +44,10 @@ class AcceleratedBatchNormAct2d(BatchNormAct2d):
     """A ``timm.layers.BatchNormAct2d`` whose norm and activation are one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not can_normalise(self, x):
+            return super().forward(x)
         act = activation_name(self.act)
-        if act is None or not can_normalise(self, x) or is_watched(self.act) or is_watched(self.drop):
+        if act is None or is_watched(self.act) or is_watched(self.drop):
             return super().forward(x)
         return normalise(self, x, act)
 

@@ -43,12 +43,8 @@ def runs_kernels(x: Tensor, operator: str) -> bool:
 def is_small_inference(x: Tensor) -> bool:
     """Whether nothing is learnt, and ``x`` has so little on a CPU that PyTorch's own layers, called with less ado, are
     as fast as our kernels."""
-    return (
-        not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and x.numel() < _LEAST_INFERENCE
-    )
+    few = not torch.is_grad_enabled() and x.numel() < _LEAST_INFERENCE
+    return few and x.is_cpu and not torch.compiler.is_compiling()
 
 
 def has_global_hooks() -> bool:
@@ -70,13 +66,9 @@ def is_watched(module: nn.Module) -> bool:
 
 def can_normalise(norm: Any, x: Tensor) -> bool:
     """Whether the operator's kernel serves; what it does not (one value a channel is an error) is the norm's own."""
-    return (
-        x.dim() == 4
-        and x.shape[1] == norm.num_features
-        and x.numel() > x.shape[1]
-        and (norm.training or not is_small_inference(x))
-        and runs_kernels(x, "batch_norm_act")
-    )
+    if not norm.training and is_small_inference(x):
+        return False
+    return runs_kernels(x, "batch_norm_act") and x.shape[1] == norm.num_features and x.numel() > x.shape[1]
 
 
 def norm_act(norm: nn.Module, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
