@@ -42,6 +42,7 @@ COST = {"smoke": "20 s", "small": "70 min on 2 cores", "paper": "10 h on 2 cores
 NEEDS_DATA = True
 SECONDS = {"smoke": 0.0, "small": 150.0, "paper": 1500.0}
 HALF: Mapping[str, Any] = {"stem_stride": 2}
+OFFICIAL: Mapping[str, Any] = {"init": "official"}
 DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "starshift": ("starshift_s_32px", {}),
     "starshift, shift twice": ("starshift_s_32px", {"twice": True}),
@@ -57,8 +58,15 @@ DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "starshift, depthwise everywhere": ("starshift_s_32px", {"space": "depthwise"}),
     "starshift, no space in blocks": ("starshift_s_32px", {"space": "none"}),
+    "starshift, official initialisation": ("starshift_s_32px", OFFICIAL),
+    "starshift, shift twice, official initialisation": ("starshift_s_32px", {"twice": True, **OFFICIAL}),
+    "starshift, depthwise everywhere, official initialisation": (
+        "starshift_s_32px",
+        {"space": "depthwise", **OFFICIAL},
+    ),
     "starshift, full resolution": ("starshift_s_32px", {"stem_stride": 1}),
     "starnet_s050_32px": ("starnet_s050_32px", HALF),
+    "starnet_s050_32px, official initialisation": ("starnet_s050_32px", {**HALF, **OFFICIAL}),
     "starnet_s050_32px, full resolution": ("starnet_s050_32px", {}),
     "shiftresnet20, E=9": ("shiftresnet20", {"expansion": 9}),
     "resnet20": ("resnet20", {}),

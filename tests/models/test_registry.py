@@ -66,6 +66,7 @@ def test_timms_models_by_name() -> None:
         ("starnet_s050", {"placement": "last"}, "product"),
         ("starnet_s050", {"stem_stride": 3}, "1 or 2"),
         ("starnet_s050", {"init": "random"}, "official"),
+        ("starshift_s", {"init": "random"}, "official"),
         ("starnet_s050", {"num_classes": -1}, "num_classes"),
         ("demonet_d6_w192", {"mode": "product"}, "star, sum"),
         ("demonet_d6_w192", {"patch_size": 0}, "patch_size"),

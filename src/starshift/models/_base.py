@@ -19,6 +19,7 @@ from starshift.layers.folding import Run, fuse_bn_linear_
 from starshift.layers.prepared import can_chain, chain, run_prepared
 
 Option = TypeVar("Option", str, int)
+INITS = ("timm", "official")
 
 
 class ImageModel(Foldable):
@@ -249,6 +250,16 @@ def truncated_normal_(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> N
             trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+
+def draw_weights(model: nn.Module, init: str) -> None:
+    """First weights of StarNet and its kin: ``timm`` draws convolutions and classifier as :func:`truncated_normal_`
+    does, ``official`` the classifier alone.
+
+    Raises:
+        StarshiftError: another ``init``.
+    """
+    truncated_normal_(model, (nn.Linear, nn.Conv2d) if one_of("init", init, INITS) == "timm" else (nn.Linear,))
 
 
 def one_each(name: str, option: Option | Sequence[Option], stages: int) -> list[Option]:

@@ -16,11 +16,8 @@ from torch import nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import ConvBN, StarBlock
-from starshift.layers.activation import one_of
-from starshift.models._base import ImageModel, drop_path_rates, one_each, truncated_normal_
+from starshift.models._base import ImageModel, draw_weights, drop_path_rates, one_each
 from starshift.models._registry import CIFAR, Variant
-
-INITS = ("timm", "official")
 
 
 class StarNet(ImageModel):
@@ -96,7 +93,7 @@ class StarNet(ImageModel):
             global_pool=global_pool,
             min_size=reductions[-1],
         )
-        truncated_normal_(self, (nn.Linear, nn.Conv2d) if one_of("init", init, INITS) == "timm" else (nn.Linear,))
+        draw_weights(self, init)
 
 
 _SIZES = {

@@ -13,7 +13,7 @@ from torch import nn
 from starshift.errors import StarshiftError
 from starshift.layers import ConvBN, ShiftConv2d, StarShiftBlock, make_offsets
 from starshift.layers.activation import one_of
-from starshift.models._base import ImageModel, drop_path_rates, one_each, truncated_normal_
+from starshift.models._base import ImageModel, draw_weights, drop_path_rates, one_each
 from starshift.models._registry import CIFAR, Variant
 
 DOWNS = ("conv", "shift")
@@ -31,7 +31,7 @@ class StarShift(ImageModel):
         down: what starts a stage: ``conv``, a 3x3 convolution, or ``shift``, a 3x3 shift with the 1x1 convolution
             after it. The first stage starts at stride ``first_stride``, the others at 2.
         act: of stem and blocks.
-        stem_chs, stem_stride, first_stride: as StarNet's.
+        stem_chs, stem_stride, first_stride, init: as StarNet's.
         num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as everywhere.
 
     Raises:
@@ -51,6 +51,7 @@ class StarShift(ImageModel):
         stem_chs: int = 32,
         stem_stride: int = 2,
         first_stride: int = 2,
+        init: str = "timm",
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float = 0.0,
@@ -84,7 +85,7 @@ class StarShift(ImageModel):
             global_pool=global_pool,
             min_size=reductions[-1],
         )
-        truncated_normal_(self, (nn.Linear, nn.Conv2d))
+        draw_weights(self, init)
 
 
 def _down(before: int, width: int, stride: int, down: str) -> nn.Conv2d:
