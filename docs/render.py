@@ -227,6 +227,13 @@ def claims() -> str:
     return claims_table()
 
 
+def own_claims() -> str:
+    """What came of the questions that the papers leave open, and of our own."""
+    from experiments._book import claims_table
+
+    return claims_table(own=True)
+
+
 def experiments() -> str:
     """A section for every experiment."""
     from experiments._book import sections
@@ -266,6 +273,7 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy,
         accelerated,
         claims,
+        own_claims,
         experiments,
         int8,
         lowerings,

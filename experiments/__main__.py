@@ -16,19 +16,19 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.command("list")
 def show() -> None:
-    """What experiments there are, what they cost and how many of their rows are there."""
+    """What experiments there are, what to expect of them, what they cost and how many of their rows are there."""
     from rich.console import Console
     from rich.table import Table
 
-    from experiments._book import current, load, names
+    from experiments._book import current, expectation, load, names
 
-    page = Table(
-        "experiment", "table or figure", "cost: small", "rows", title="python -m experiments run NAME --data PATH"
-    )
+    page = Table("experiment", "table or figure", "cost", "rows", title="python -m experiments run NAME --data PATH")
     for name in names():
         experiment, (budget, rows) = load(name), current(name)
         done = f"{len(rows)} of {len(experiment.cells(budget or 'small'))}"
-        page.add_row(name, f"{experiment.TITLE}\n[dim]{experiment.SOURCE}[/]", experiment.COST["small"], done)
+        what = f"{experiment.TITLE}\n[dim]{experiment.SOURCE}. Expected: {expectation(experiment)}[/]"
+        costs = "\n".join(f"{name}: {cost}" for name, cost in experiment.COST.items())
+        page.add_row(name, what, costs, done, end_section=True)
     Console().print(page)
 
 

@@ -47,6 +47,15 @@ def gaps(rows: list[Row], axis: str) -> dict[str, Spread | None]:
     return {p: difference(rows, {"mode": "star", axis: p}, {"mode": "sum", axis: p}) for p in values(rows, axis)}
 
 
+def narrows(found: Mapping[str, Spread | None]) -> bool | None:
+    """Whether the gap is smaller at the last point than at the first, apart by more than their repeats; None where
+    that cannot be told, or one of the two was run once."""
+    known = [gap for gap in found.values() if gap is not None and len(gap.values) > 1]
+    if len(known) < 2 or (known[0].low <= known[-1].high and known[-1].low <= known[0].high):
+        return None
+    return known[0].mean > known[-1].mean
+
+
 def gap_table(rows: list[Row], axis: str) -> str:
     lines = []
     for value in values(rows, axis):

@@ -57,10 +57,15 @@ def above(gap: Spread | None, bound: float = 0.0) -> bool | None:
     return True if gap.low > bound else False if gap.high < bound else None
 
 
+def below(gap: Spread | None, bound: float = 0.0) -> bool | None:
+    """The contrary of :func:`above`."""
+    return None if (up := above(gap, bound)) is None else not up
+
+
 def every(verdicts: Iterable[bool | None]) -> bool | None:
-    """Of several: True or False where all are, else None."""
+    """Of all of several: False where one is, True where all are, else None."""
     found = set(verdicts)
-    return found.pop() if len(found) == 1 else None
+    return False if False in found else True if found == {True} else None
 
 
 def error_bars(found: Sequence[Spread]) -> list[list[float]]:

@@ -13,7 +13,9 @@ number of terms falls. A penalty can undo that; whether accuracy gains is open.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from experiments._book import Claim
@@ -48,6 +50,10 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "star, penalty 0.01": ("star", {"penalty": "participation", "penalty_weight": 0.01}),
     "star, penalty 0.1": ("star", {"penalty": "participation", "penalty_weight": 0.1}),
 }
+BINS, REACH = (
+    32,
+    8.0,
+)  # of the histogram: |alpha| over the root mean square of its channel; the last bin has what is beyond
 SHOWN = ("kurtosis", "effective_share", "square_share", "cosine_squared", "effective_features")
 
 
@@ -69,7 +75,8 @@ def _cell(budget: str, kind: str, seed: int, state: str) -> Cell:
         settings = {**DEMONET, "model_args": args}
     settings |= {**extra, "seed": seed}
     measure = _initial(settings) if state == "initial" else _trained(settings)
-    return Cell({"kind": kind, "state": state, "seed": seed}, measure, {"model": "demonet_d12_w192", **settings})
+    kept = {"model": "demonet_d12_w192", "bins": BINS, **settings}
+    return Cell({"kind": kind, "state": state, "seed": seed}, measure, kept)
 
 
 def _initial(settings: Mapping[str, Any]) -> Callable[[Context], dict[str, Any]]:
@@ -94,11 +101,27 @@ def _trained(settings: Mapping[str, Any]) -> Callable[[Context], dict[str, Any]]
     return measure
 
 
-def _means(model: Any) -> dict[str, float]:
+def _means(model: Any) -> dict[str, Any]:
     from starshift.analysis import coefficient_stats
 
     blocks = coefficient_stats(model)
-    return {name: round(sum(getattr(block, name) for block in blocks) / len(blocks), 5) for name in SHOWN}
+    means = {name: round(sum(getattr(block, name) for block in blocks) / len(blocks), 5) for name in SHOWN}
+    return {**means, "histogram": json.dumps(_histogram(model))}
+
+
+def _histogram(model: Any) -> list[float]:
+    """The share of all blocks' coefficients in each bin."""
+    import torch
+
+    from starshift.analysis import block_coefficients, find_branches
+
+    counts = torch.zeros(BINS, dtype=torch.float64)
+    with torch.no_grad():
+        for branches in find_branches(model):
+            size = block_coefficients(branches).abs()
+            size /= size.square().mean(1, keepdim=True).sqrt()
+            counts += torch.histc(size.clamp(max=REACH), BINS, 0, REACH)
+    return [round(share, 8) for share in (counts / counts.sum()).tolist()]
 
 
 def table(rows: list[Row]) -> str:
@@ -123,15 +146,35 @@ def _shown(rows: list[Row], name: str) -> str:
     return f"{found.mean:.3f}" if name == "cosine_squared" else f"{found.mean:.1f}"
 
 
+def figure(rows: list[Row]) -> Any:
+    """How many coefficients are how large, beside those of a normal distribution."""
+    import math
+
+    from matplotlib import pyplot as plt
+
+    drawn, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    edges = [REACH * i / BINS for i in range(BINS + 1)]
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    normal = [math.erf(b / math.sqrt(2)) - math.erf(a / math.sqrt(2)) for a, b in pairwise(edges)]
+    for ax, mode in zip(panels, ("star", "sum"), strict=True):
+        for kind, state in dict.fromkeys((row["kind"], row["state"]) for row in rows):
+            of = [json.loads(r["histogram"]) for r in rows if (r["kind"], r["state"]) == (kind, state)]
+            if kind.partition(",")[0] == mode:
+                means = [sum(shares) / len(of) or math.nan for shares in zip(*of, strict=True)]
+                ax.plot(middles, means, "o-", markersize=3, label=f"{kind}, {state}")
+        ax.plot(middles, normal, color="#78716c", linestyle=":", label="normal")
+        ax.set(title=mode, xlabel="|coefficient| / root mean square of its channel", yscale="log", ylim=(1e-6, 1))
+        ax.legend()
+        ax.grid(alpha=0.3)
+    panels[0].set_ylabel(f"share of the coefficients, by {REACH / BINS:g}")
+    return drawn
+
+
 def claims(rows: list[Row]) -> list[Claim]:
-    gaps = {
-        weight: difference(rows, {"kind": f"star, penalty {weight}"}, {"kind": "star", "state": "trained"})
-        for weight in ("0.01", "0.1")
-    }
-    found = {weight: gap for weight, gap in gaps.items() if gap is not None}
-    if not found:
-        return []
-    verdicts = [above(gap) for gap in found.values()]
-    holds = True if any(verdicts) else False if all(v is False for v in verdicts) else None
-    ours = ", ".join(f"{signed(gap)} points at weight {weight}" for weight, gap in found.items())
-    return [Claim("shaping the coefficients by a penalty gains accuracy", "open", ours, holds)]
+    made = []
+    for weight in ("0.01", "0.1"):
+        gap = difference(rows, {"kind": f"star, penalty {weight}"}, {"kind": "star", "state": "trained"})
+        if gap is not None:
+            text = f"a penalty of weight {weight} that spreads the coefficients gains accuracy"
+            made.append(Claim(text, "open", f"{signed(gap)} points", above(gap)))
+    return made

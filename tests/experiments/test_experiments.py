@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -13,10 +14,25 @@ from typer.testing import CliRunner
 
 from experiments import _book
 from experiments.__main__ import app
-from experiments._book import FIGURES, Claim, claims_table, current, digest, draw, drawn_from, load, names, read
+from experiments._book import (
+    FIGURES,
+    OWN,
+    Claim,
+    claims_table,
+    current,
+    digest,
+    draw,
+    drawn_from,
+    expectation,
+    load,
+    measured,
+    names,
+    read,
+)
 from experiments._cells import BUDGETS, Cell, Context, as_text, missing
 from experiments._run import run_experiment
-from experiments._stats import Spread, above, difference, signed, spread
+from experiments._stats import Spread, above, below, difference, signed, spread
+from experiments._stats import every as every_verdict
 from starshift.errors import StarshiftError
 from starshift.training import resolve
 
@@ -28,7 +44,7 @@ def test_an_experiment_says_what_it_is(name: str) -> None:
     experiment = load(name)
     assert set(BUDGETS) - {"gpu"} <= set(experiment.COST) <= set(BUDGETS)
     assert f"python -m experiments run {name}" in experiment.__doc__
-    for text in (experiment.TITLE, experiment.SOURCE, experiment.SETTING):
+    for text in (experiment.TITLE, experiment.SOURCE, experiment.SETTING, expectation(experiment)):
         assert text and not text.endswith(".")
 
 
@@ -41,7 +57,7 @@ def test_cells_have_distinct_keys_and_settings_that_training_takes(name: str, bu
     keys = [as_text(cell.key) for cell in cells]
     assert cells and len(set(keys)) == len(keys)
     for cell in cells:
-        settings = {k: v for k, v in cell.settings.items() if k not in ("seconds", "images", "rounds")}
+        settings = {k: v for k, v in cell.settings.items() if k not in ("seconds", "images", "rounds", "bins")}
         resolve(settings.pop("recipe", "quick"), settings)
 
 
@@ -130,9 +146,39 @@ def test_repeats_are_put_together() -> None:
     )
 
 
+def test_one_clear_exception_refutes_a_claim_of_all() -> None:
+    assert every_verdict([True, True]) is True
+    assert every_verdict([True, None, False]) is False
+    assert every_verdict([True, None]) is every_verdict([]) is None
+    gap = Spread((2.0, 5.0))
+    assert below(gap) is False and below(gap, 6) is True and below(gap, 3) is below(None) is None
+
+
+def test_claims_are_made_of_the_largest_budget_that_is_whole(tmp_path: Path) -> None:
+    """A table stands for each that has rows; one row of a dearer one does not hide a finished cheaper one."""
+    experiment = load("star_depth")
+
+    def write(*rows: tuple[str, Cell]) -> None:
+        lines = [{"budget": b, **cell.key, "settings": as_text(cell.settings), "top1": 5} for b, cell in rows]
+        with (tmp_path / "star_depth.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+
+    small, paper = experiment.cells("small"), experiment.cells("paper")
+    write(("small", small[0]), ("paper", paper[0]))
+    assert current("star_depth", tmp_path)[0] == "paper", "none is whole"
+    write(*(("small", cell) for cell in small), ("paper", paper[0]))
+    assert list(measured("star_depth", tmp_path)) == ["paper", "small"]
+    budget, rows = current("star_depth", tmp_path)
+    assert (budget, len(rows)) == ("small", len(small))
+    assert current("star_depth", tmp_path / "none") == ("", [])
+
+
 def test_list_shows_every_experiment() -> None:
     shown = CliRunner().invoke(app, ["list"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0 and all(name in shown.stdout for name in names())
+    assert "star some points above sum at every depth" in " ".join(shown.stdout.split())
 
 
 @every
@@ -149,10 +195,13 @@ def test_a_figure_carries_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert path is not None and drawn_from(path) == digest(rows) != digest(rows[:-1])
 
 
-def test_claims_of_all_experiments_make_one_table() -> None:
-    text = claims_table()
-    measured = [name for name in names() if current(name)[1] and load(name).claims(current(name)[1])]
-    assert all(f"[{name}](#{name})" in text for name in measured)
+def test_claims_of_all_experiments_make_two_tables() -> None:
+    for own in (False, True):
+        text = claims_table(own)
+        for name in names():
+            rows = current(name)[1]
+            for claim in load(name).claims(rows) if rows else []:
+                assert (f"| {claim.text} |" in text) == ((claim.published in OWN) == own)
 
 
 def test_commands_in_the_docs_name_experiments_that_exist() -> None:
