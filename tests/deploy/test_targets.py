@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import zipfile
 from pathlib import Path
 
@@ -176,6 +177,26 @@ def test_openvino_weights_can_be_halved(exported, tiny: Path, labelled: Path, tm
     done = export_checked(tiny, "openvino", tmp_path, data=labelled, precision="fp16")
     weights = [p / "model.bin" for p in (done.path, exported("openvino").path)]
     assert weights[0].stat().st_size < 0.6 * weights[1].stat().st_size
+
+
+def test_executorch_runs_on_as_many_threads_as_pytorch(exported) -> None:
+    runtime = pytest.importorskip("executorch.extension.pybindings.portable_lib")
+    path, before = exported("executorch").path, torch.get_num_threads()
+    gc.collect()  # predictors of other tests
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            first = load_exported(path)
+            assert runtime._threadpool_get_thread_count() == threads
+            torch.set_num_threads(3)
+            second = load_exported(path)  # the first holds its threads
+            assert runtime._threadpool_get_thread_count() == threads
+            x = torch.rand(2, 3, 32, 32)
+            assert torch.equal(first.logits(x), second.logits(x))
+            del first, second
+            gc.collect()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_package_compiled_for_another_batch_is_found_out(exported, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import torch
@@ -80,6 +81,7 @@ class ExecuTorchPredictor(FilePredictor):
             with silent():
                 from executorch.runtime import Runtime
 
+                _set_threads()
                 self._program = Runtime.get().load_program(content)
         except RuntimeError as error:
             raise StarshiftError(f"{path} is not a readable ExecuTorch file: {error}") from error
@@ -88,6 +90,7 @@ class ExecuTorchPredictor(FilePredictor):
             texts = json.loads(str(self._method(METHOD).execute([])[0]))
         super().__init__(path, Metadata.from_strings(texts, path=path))
         self._forward = self._method("forward")
+        _open.add(self)
 
     def _method(self, name: str):  # type: ignore[no-untyped-def]  # the runtime's class has no public name
         with silent():
@@ -99,6 +102,18 @@ class ExecuTorchPredictor(FilePredictor):
     def run(self, batch: Tensor) -> Tensor:
         # Copied: the answer lies in the runtime's own memory, which the next call writes anew.
         return torch.cat([self._forward.execute([part])[0].clone() for part in batch.split(LARGEST_BATCH)])
+
+
+_open: weakref.WeakSet[ExecuTorchPredictor] = weakref.WeakSet()
+
+
+def _set_threads() -> None:
+    """As many threads as PyTorch has, where no program is open: one keeps hold of the threads it was loaded with."""
+    from executorch.extension.pybindings import portable_lib
+
+    threads = torch.get_num_threads()
+    if not _open and portable_lib._threadpool_get_thread_count() != threads:
+        portable_lib._unsafe_reset_threadpool(threads)
 
 
 TARGET = ExecuTorch()
