@@ -43,7 +43,11 @@ def test_eval_takes_an_exported_file(small_model: Path, onnx_file: Path, labelle
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--json", "--csv"], "exclude each other"), (["--out", "r.txt"], "written as .csv or .json")],
+    [
+        (["--json", "--csv"], "exclude each other"),
+        (["--out", "r.txt"], "written as .csv or .json"),
+        (["--out", "none/r.csv"], "there is no folder none"),
+    ],
 )
 def test_eval_refuses_before_it_works(small_model: Path, labelled: Path, options: list[str], message: str) -> None:
     assert message in run("eval", small_model, labelled, *options, code=2).stderr

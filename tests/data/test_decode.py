@@ -148,6 +148,14 @@ def test_exif_orientation_is_applied(photo: Image.Image, kind: str, orientation:
     found = decode_image(data)
     assert apart(found, upright) <= 1
     assert image_size(data) == (found.shape[1], found.shape[2])
+    opened = decode_image(Image.open(BytesIO(data)))
+    assert apart(opened, upright) <= 1 and image_size(Image.open(BytesIO(data))) == (found.shape[1], found.shape[2])
+
+
+def test_an_opened_image_that_is_cut_off_is_a_bad_image(photo: Image.Image) -> None:
+    data = encoded(photo, "PNG")
+    with pytest.raises(BadImageError, match="truncated"):
+        decode_image(Image.open(BytesIO(data[: len(data) // 2])))
 
 
 def test_exif_orientation_with_a_scaled_crop(photo: Image.Image) -> None:

@@ -133,6 +133,14 @@ def test_folders_patterns_and_files_expand_in_order(make_photos, tmp_path: Path)
     assert names("empty") == [("empty", "no images in this folder")]
 
 
+def test_linked_folders_are_entered_once_as_in_training(make_photos, tmp_path: Path) -> None:
+    make_photos(tmp_path / "elsewhere", 1)
+    (tmp_path / "all").mkdir()
+    for link in ("a", "b", "c"):
+        (tmp_path / "all" / link).symlink_to(tmp_path / ("all" if link == "c" else "elsewhere"))
+    assert [Path(f.path).relative_to(tmp_path).as_posix() for f in expand([tmp_path / "all"])] == ["all/a/000.jpg"]
+
+
 def test_a_name_with_brackets_that_exists_is_no_pattern(make_photos, tmp_path: Path) -> None:
     (photo,) = make_photos(tmp_path, 1)
     odd = photo.rename(tmp_path / "holiday [1].jpg")

@@ -186,6 +186,14 @@ def test_skipped_images_are_listed(tmp_path: Path) -> None:
     assert "203 image(s) could not be read" in html and "... and 3 more" in html and "199.jpg" in html
 
 
+def test_names_with_the_rarer_line_breaks(tmp_path: Path) -> None:
+    """Which str.splitlines() knows and CSV does not."""
+    run = make_run(tmp_path / "run", ["a", "b"], [(0, 0, 0.1)])
+    _write_csv(run / "skipped.csv", ("name", "reason"), [("one\u2028two\x0b\x85.jpg", "truncated")])
+    html, _ = read(write_report(run, None))
+    assert "1 image(s) could not be read" in html and "two" in html and "truncated" in html
+
+
 def test_a_run_with_a_summary_alone_still_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"status": "stopped", "classes": ["a", "b"]}')
     html, page = read(write_report(tmp_path, None))

@@ -253,7 +253,10 @@ def test_what_cannot_be_resumed(
         train(resume=unbroken.path / "checkpoints" / "best.ckpt", epochs=9, quiet=True)
     with pytest.raises(StarshiftError, match="no such checkpoint"):
         train(resume=unbroken.path / "checkpoints" / "third.ckpt", epochs=9, quiet=True)
-    run = stopped(monkeypatch, 2, tiny_train, **SETTINGS).run
+    run = stopped(monkeypatch, 9, tiny_train, **SETTINGS).run
+    with pytest.raises(StarshiftError, match=r"1 epoch\(s\) and a part.*go on to --epochs 1"):
+        train(resume=run, epochs=1, quiet=True)
+    assert resolve(run / "config.yaml").epochs == SETTINGS["epochs"]
     with pytest.raises(StarshiftError, match="keeps its settings: lr was None"):
         train(resume=run, lr=0.5, quiet=True)
     last = run / "checkpoints" / "last.ckpt"

@@ -245,6 +245,15 @@ def test_out_folders_that_cannot_be_used(tiny_train: Train, tmp_path: Path) -> N
     assert sorted(p.name for p in (tmp_path / "used").iterdir()) == ["thing"]
 
 
+def test_after_a_failed_first_epoch_the_corrected_command_has_the_same_folder(
+    tiny_train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(StarshiftError, match="NaN or infinite in epoch 1"):
+        tiny_train(lr=1e30, opt="momentum", sched="constant", warmup_epochs=0, clip_grad=None)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    assert tiny_train(epochs=1).status == "finished"
+
+
 def test_the_default_folder_counts_up(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = (train(str(tiny_data), **{**TINY, "epochs": 1}).path for _ in range(2))
@@ -262,6 +271,8 @@ def test_the_default_folder_counts_up(tiny_data: Path, tmp_path: Path, monkeypat
         ({"opt": "sgdd"}, "no optimiser 'sgdd'"),
         ({"aa": "randaugment9"}, "aa"),
         ({"devices": "tpu"}, "devices is auto"),
+        ({"devices": "cuda:1"}, "give the number alone .--devices 1.*CUDA_VISIBLE_DEVICES=1"),
+        ({"model_args": {"expansion": "3e0"}}, "shiftresnet20 cannot be made with"),
         ({"precision": "fp16", "devices": "cpu"}, "fp16 needs a GPU"),
         ({"checkpoint": "/no/file.pth"}, "/no/file.pth"),
         ({"data": None}, "name the data"),

@@ -27,7 +27,7 @@ def bench_int8(
     Args:
         run: a run folder whose data are still there (its training images calibrate).
         data: as :func:`starshift.evaluate` takes it.
-        formats: targets; default: all that have int8.
+        formats: targets; default: all that have int8 and whose packages are installed.
         max_drop: see :func:`starshift.deploy.export_checked`.
         say: told in words what was just found.
 
@@ -35,7 +35,8 @@ def bench_int8(
         StarshiftError: what export and evaluate raise.
     """
     rows = []
-    for name in formats or [name for name, target in targets().items() if target.int8_packages is not None]:
+    here = [n for n, t in targets().items() if t.int8_packages is not None and t.missing(int8=True) is None]
+    for name in formats or here:
         with tempfile.TemporaryDirectory(prefix="starshift-int8-") as folder:
             say(f"{name}: fp32")
             full = export_checked(run, name, folder)

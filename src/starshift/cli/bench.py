@@ -289,7 +289,9 @@ def accuracy(
 def int8(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder; its data calibrate.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, as 'starshift eval' takes them.")],
-    formats: Annotated[str, typer.Option("--formats", metavar="FORMAT,...", help="Default: all that have int8.")] = "",
+    formats: Annotated[
+        str, typer.Option("--formats", metavar="FORMAT,...", help="Default: all here that have int8.")
+    ] = "",
     max_drop: Annotated[float, typer.Option("--max-drop", min=0, help="As of 'starshift export'.")] = 0.5,
     out: Out = None,
     as_json: Json = False,

@@ -34,16 +34,15 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write to this .json or .csv file.")] = None,
 ) -> None:
     from starshift.infer import evaluate
+    from starshift.infer.evaluate import check_writable
 
     if as_json and as_csv:
         raise StarshiftError("--json and --csv exclude each other; --out writes the other one to a file")
-    if out is not None and out.suffix not in (".json", ".csv"):
-        raise StarshiftError(f"{out}: results are written as .csv or .json")
+    if out is not None:
+        check_writable(out)
     with progress_bar("eval") as advance:
         result = evaluate(run, data, batch_size=batch_size, workers=workers, device=device, on_progress=advance)
     warn_unless(result.trained, run)
-    if out is not None:
-        result.write(out)
     if hasattr(sys.stdout, "reconfigure"):  # for names that are not valid UTF-8: in CSV the bytes they are
         sys.stdout.reconfigure(errors="surrogateescape" if as_csv else "replace")
     if as_json:
@@ -54,6 +53,8 @@ def command(
         _print(result)
     for name, reason in result.skipped if as_csv else ():
         typer.echo(f"skipped {name}: {reason}", err=True)
+    if out is not None:  # last: what was measured is on the screen, whatever becomes of the file
+        result.write(out)
 
 
 def _print(result: Evaluation) -> None:

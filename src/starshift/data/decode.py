@@ -103,7 +103,7 @@ def decode_region(
     if isinstance(source, Tensor):
         pixels = _with_channels(source, channels)
     elif isinstance(source, Image.Image):
-        pixels = _from_pillow(source, channels)
+        pixels = _decode_with_pillow(source, channels)
     else:
         data = _read_bytes(source)
         if data[:3] == b"\xff\xd8\xff":
@@ -242,9 +242,9 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(BytesIO(data))
 
 
-def _decode_with_pillow(data: bytes, channels: int) -> Tensor:
+def _decode_with_pillow(source: bytes | Image.Image, channels: int) -> Tensor:
     try:
-        image = _open(data)
+        image = source if isinstance(source, Image.Image) else _open(source)
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(image.height, image.width)
         image.load()

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -220,6 +219,7 @@ def _final_path(network: Source, target: Target, out: str | Path | None) -> Path
 def _check_images(network: Source, data: str | Path | None) -> tuple[Tensor, str]:
     """Preprocessed images (5, or as many as there are) to compare on, and in words where they are from."""
     from starshift.data import eval_loader, open_data, open_eval_data
+    from starshift.data.images import Selection
 
     channels, trained_on = network.preprocessing.channels, network.trained_on
     if data is not None:
@@ -232,8 +232,9 @@ def _check_images(network: Source, data: str | Path | None) -> tuple[Tensor, str
         origin = f"the validation split of {trained_on.data}"
     else:
         return noise_images(network.preprocessing), "seeded noise"
-    batches = eval_loader(images, network.preprocessing, batch_size=CHECK_IMAGES, workers=0)
-    good = [batch.image for batch in islice(batches, CHECK_IMAGES) if len(batch.image)]
+    some = Selection(images, range(min(len(images), CHECK_IMAGES**2)))  # more than are wanted: some may not be readable
+    batches = eval_loader(some, network.preprocessing, batch_size=CHECK_IMAGES, workers=0)
+    good = [batch.image for batch in batches if len(batch.image)]
     if not good:
         raise StarshiftError(f"no image of {origin} could be read to check the file with")
     found = torch.cat(good)[:CHECK_IMAGES]

@@ -74,6 +74,11 @@ def open_images(network: Source, data: str | Path | None) -> Images:
         raise StarshiftError("int8 needs images to calibrate with: give a folder of labelled ones with --data FOLDER")
     if data is None or trained_on.is_data(str(data)):
         opened = open_data(trained_on.data, channels=channels, **trained_on.opening)
+        if tuple(opened.train.classes) != tuple(network.classes):
+            raise StarshiftError(
+                f"the classes of {trained_on.data} are no longer those that the run was trained on: "
+                "give labelled images of its classes with --data FOLDER"
+            )
         calibration, held_out, origin = opened.train, opened.val, trained_on.data
     else:
         images, origin = open_eval_data(str(data), network.classes, channels=channels), str(data)

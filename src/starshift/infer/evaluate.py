@@ -110,11 +110,21 @@ class Evaluation:
     def write(self, path: str | Path) -> None:
         """Write ``.csv`` or ``.json``, by the file's suffix."""
         path = Path(path)
+        check_writable(path)
         writers = {".csv": self.write_csv, ".json": self.write_json}
-        if path.suffix not in writers:
-            raise StarshiftError(f"{path}: results are written as .csv or .json")
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writers[path.suffix](file)
+
+
+def check_writable(path: Path) -> None:
+    """
+    Raises:
+        StarshiftError: results cannot be written to this file.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise StarshiftError(f"{path}: results are written as .csv or .json")
+    if path.is_dir() or not path.parent.is_dir():
+        raise StarshiftError(f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
 
 
 @dataclass

@@ -52,8 +52,14 @@ def _matches(pattern: str) -> Iterator[Found]:
 
 
 def _walk(folder: str) -> Iterator[Found]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):  # as training does, each folder once
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
         for file in sorted(files):
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
                 yield Found(os.path.join(parent, file))

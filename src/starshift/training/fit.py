@@ -80,9 +80,9 @@ def train(
             raise StarshiftError("a resumed run keeps its settings and folder: leave out --recipe, --config and --out")
         folder = run_to_resume(resume)
         config = _resumed_config(folder, settings)
-        began = data_to_go_on_with(folder, choose_devices(config.devices)[1])
         if (folder / "summary.json").is_file() and Run.open(folder).summary["epochs"] >= config.epochs:
             raise StarshiftError(f"{folder} is finished ({config.epochs} epochs); to train on, give more --epochs")
+        began = data_to_go_on_with(folder, choose_devices(config.devices)[1], config.epochs)
     else:
         config = resolve(recipe or default_recipe(settings), settings)
         if not config.data:

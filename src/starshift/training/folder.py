@@ -9,9 +9,11 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +118,12 @@ def new_run_folder(out: str | Path | None, model: str, data: str) -> Path:
     """
     if out is None:
         stem = "-".join(re.sub(r"[^\w.]+", "-", Path(part).name or part).strip("-") for part in (model, data))
-        path = next(p for n in range(1, 100_000) if not (p := Path("runs") / f"{stem}-{n}").exists())
+        path = _first_free(Path("runs"), stem)
     else:
         path = Path(out).expanduser()
     with disk_errors(path):
+        if path.is_dir() and _is_barren(path):
+            shutil.rmtree(path)
         if path.is_dir() and any(path.iterdir()):
             known = (path / "checkpoints" / "last.ckpt").is_file()
             hint = f", or go on with it: starshift train --resume {path}" if known else ""
@@ -128,6 +132,26 @@ def new_run_folder(out: str | Path | None, model: str, data: str) -> Path:
         write_bytes(path / "checkpoints" / "probe", b"writable")
         (path / "checkpoints" / "probe").unlink()
     return path
+
+
+def _first_free(parent: Path, stem: str) -> Path:
+    """Make and return the first of ``stem-1``, ``stem-2`` ... that is not there; another process may be at it too."""
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for n in count(1):
+            path = parent / f"{stem}-{n}"
+            if not path.exists():
+                with suppress(FileExistsError):
+                    path.mkdir()
+                    return path
+    raise AssertionError("numbers do not end")
+
+
+def _is_barren(run: Path) -> bool:
+    """Whether a run was begun there that ended before its first checkpoint, and nothing else lies there."""
+    names = {entry.name for entry in run.iterdir()}
+    begun = "config.yaml" in names and names <= {"config.yaml", "checkpoints", "tensorboard"}
+    return begun and not any((run / "checkpoints").glob("*"))
 
 
 def run_to_resume(resume: str | Path) -> Path:
@@ -180,11 +204,11 @@ def _read_checkpoint(path: Any, **how: Any) -> dict[str, Any]:
     return checkpoint
 
 
-def data_to_go_on_with(run: Path, processes: int) -> Fingerprint | None:
+def data_to_go_on_with(run: Path, processes: int, epochs: int) -> Fingerprint | None:
     """The data that the run used last; None if it began when that was not kept.
 
-    ``processes`` must be able to go on: an epoch that was broken off is divided among as many as before, since each
-    knows only what itself has done of it.
+    ``epochs`` must not have been passed, and ``processes`` must be able to go on: an epoch that was broken off is
+    divided among as many as before, since each knows only what itself has done of it.
 
     Raises:
         StarshiftError: they cannot, with what to do; or the checkpoint is damaged.
@@ -197,7 +221,12 @@ def data_to_go_on_with(run: Path, processes: int) -> Fingerprint | None:
             f"{run} was stopped within an epoch, on {before} device(s), and goes on with as many, not {processes}: "
             f"resume with --devices {before} (on the CPU cpu:{before}); the number may change where an epoch has ended"
         )
-    kept = checkpoint["callbacks"]["EpochKeeper"].get("data")
+    keeper = checkpoint["callbacks"]["EpochKeeper"]
+    done = len(keeper["rows"])
+    if epochs < done + bool(so_far["batches"]):
+        begun = f"has done {done} epoch(s)" + (" and a part of the next" if so_far["batches"] else "")
+        raise StarshiftError(f"{run} {begun}: it cannot go on to --epochs {epochs}; give more, or leave it out")
+    kept = keeper.get("data")
     return Fingerprint.from_dict(kept) if kept else None
 
 

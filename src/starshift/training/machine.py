@@ -89,6 +89,11 @@ def choose_devices(devices: str) -> tuple[str, int]:
     if name not in ("cpu", "cuda", "mps") or not number.isdigit() or int(number) < 1:
         raise StarshiftError(f"devices is auto, cpu, cuda, mps or a number of GPUs, not {devices!r}")
     count = int(number)
+    if name == "cuda" and devices.startswith("cuda:"):
+        raise StarshiftError(
+            f"devices: {devices} may mean a card or a number of them; give the number alone (--devices {count}), "
+            f"or choose a card with CUDA_VISIBLE_DEVICES={count} and --devices cuda"
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise StarshiftError("devices: mps was asked for, but PyTorch finds no Apple GPU here; use --devices cpu")
     if name == "cuda" and torch.cuda.device_count() < count:

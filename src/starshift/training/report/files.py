@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_text(path).splitlines(keepends=True)))
+    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
 
 
 def _number(cell: str | None) -> float:
