@@ -119,10 +119,13 @@ def test_decelerate_finds_what_was_replaced() -> None:
     assert starshift.decelerate(model) == 0
 
 
-def test_accelerating_twice_does_nothing_more() -> None:
-    model = make("mobilenetv3_small_050")
+@every_network
+def test_accelerating_twice_does_nothing_more(name: str) -> None:
+    model = make(name)
     assert starshift.accelerate(model).replaced
+    kinds = [type(m) for m in model.modules()]
     assert starshift.accelerate(model).replaced == []
+    assert [type(m) for m in model.modules()] == kinds
 
 
 @every_network

@@ -185,6 +185,14 @@ def test_parts_replaced_afterwards_are_called() -> None:
     for layer in (block, other):
         layer.conv_pw = _Wrapped(layer.conv_pw)
     assert_close("block", other(x), block(x))
+    mlp, other = pair(Mlp(12, 20, use_conv=True))
+    for layer in (mlp, other):
+        layer.drop1, layer.norm = nn.Identity(), nn.ReLU6()
+    assert_close("parts between", other(x), mlp(x))
+    norm, other = pair(BatchNormAct2d(12))
+    for layer in (norm, other):
+        layer.drop = nn.ReLU6()
+    assert_close("after the norm", other(x), norm(x))
     block, other = pair(InvertedResidual(12, 12, exp_ratio=4, act_layer=nn.ReLU6))
     frozen = freeze_batch_norm_2d(other)
     assert_close("frozen", frozen(x), freeze_batch_norm_2d(block)(x))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from starshift.errors import StarshiftError
-from starshift.layers import StarBlock, fold_batchnorm, fused_star
+from starshift.layers import ConvBN, StarBlock, fold_batchnorm, fused_star
 from starshift.layers.prepared import run_prepared
 from starshift.ops import OPERATORS, _native, use_kernel
 from tests.tolerance import assert_close
@@ -204,6 +204,20 @@ def test_settings_that_only_layers_know_run_by_them() -> None:
     made.dwconv.conv = nn.Conv2d(24, 24, 7, padding="same", groups=24)
     assert "dwconv.conv" in str(fused_star.why_unfused(made, x))
     assert made(x).shape == x.shape
+
+
+def test_parts_that_do_more_than_a_convolution_are_called() -> None:
+    x = torch.randn(2, 8, 7, 7)
+    normed, active = (lambda part: ConvBN(part.conv)), (lambda part: ConvBN(part.conv, bn=False, act="gelu"))
+    for replace in (nn.Sequential, normed, active):
+        for part in ("f1", "f2", "dwconv2"):
+            torch.manual_seed(0)
+            made = StarBlock(8).eval()
+            setattr(made, part, replace(getattr(made, part)).eval())
+            assert fused_star.why_unfused(made, x)
+            mixed = made.dwconv(x)
+            product = nn.functional.relu6(made.f1(mixed)) * made.f2(mixed)
+            assert_close(part, made(x), x + made.dwconv2(made.g(product)))
 
 
 @pytest.mark.parametrize("part", ["f1", "f2", "g", "dwconv", "dwconv2"])

@@ -12,7 +12,7 @@ import torch
 
 from starshift.errors import StarshiftError
 from starshift.models import OptionError, create_model, is_model, list_models
-from starshift.models._registry import variants
+from starshift.models._registry import get_variant, variants
 
 OURS_BY_NAME = "import timm; print('\\n'.join(timm.list_models()))"
 
@@ -67,6 +67,9 @@ def test_timms_models_by_name() -> None:
         ("starnet_s050", {"stem_stride": 3}, "1 or 2"),
         ("starnet_s050", {"init": "random"}, "official"),
         ("starshift_s", {"init": "random"}, "official"),
+        ("starshift_s", {"space": "depthwise", "kernel_size": 4}, "odd"),
+        ("starnet_s050", {"kernel_size": 4}, "odd"),
+        ("starnet_s050", {"global_pool": ""}, "num_classes=0"),
         ("starnet_s050", {"num_classes": -1}, "num_classes"),
         ("demonet_d6_w192", {"mode": "product"}, "star, sum"),
         ("demonet_d6_w192", {"patch_size": 0}, "patch_size"),
@@ -87,3 +90,7 @@ def test_wrong_values_are_refused(name: str, options: dict, says: str) -> None:
 def test_no_pretrained_weights_is_one_clear_error() -> None:
     with pytest.raises(StarshiftError, match="no pretrained weights for shiftresnet20"):
         create_model("shiftresnet20", pretrained=True)
+
+
+def test_a_tag_does_not_hide_whose_the_model_is() -> None:
+    assert get_variant("starnet_s1.in1k") is get_variant("starnet_s1") is not None

@@ -86,6 +86,15 @@ def test_new_head_for_fine_tuning(source: torch.nn.Module, tmp_path: Path) -> No
     assert torch.equal(same.head.weight, source.head.weight)
 
 
+def test_a_model_without_a_classifier_takes_a_file_with_one(source: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), path)
+    bare = create_model("starnet_s050", num_classes=0)
+    assert load_weights(bare, path, new_head=True) == ()
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(bare.eval().forward_features(x), source.eval().forward_features(x))
+
+
 def test_new_head_for_a_file_that_has_none(source: torch.nn.Module, tmp_path: Path) -> None:
     torch.save({k: v for k, v in source.state_dict().items() if "head" not in k}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"2 missing \(head.weight, head.bias\)"):
@@ -133,5 +142,8 @@ def test_missing_and_wrong_files(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="no named tensors"):
         load_weights(model, tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("not weights")
+    with pytest.raises(WeightsError):
+        load_weights(model, tmp_path / "text.pth")
     with pytest.raises(StarshiftError):
         create_model("starnet_s050", checkpoint_path=tmp_path / "list.pth")

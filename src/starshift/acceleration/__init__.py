@@ -72,6 +72,8 @@ def _answers(
     seen.add(module)
     if type(module).__module__.startswith("starshift.layers."):
         return  # our own layers run our operators already
+    if any(rule.is_whole(module) for rule in RULES):
+        return  # replaced before, with all that it holds
     answers = [(rule, answer) for rule in RULES if (answer := rule.match(module))]
     for rule, answer in sorted(answers, key=lambda given: given[1] is not True)[:1]:  # a yes, or the first reason
         yield name, module, rule, answer

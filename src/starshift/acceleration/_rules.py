@@ -41,6 +41,10 @@ class Rule:
         """Undo :meth:`swap`; False where the module is none of this rule's."""
         raise NotImplementedError
 
+    def is_whole(self, module: nn.Module) -> bool:
+        """Whether this rule replaced the module, and with it what it holds."""
+        return False
+
 
 class ClassRule(Rule):
     """Swaps ``module.__class__``, by :attr:`classes`: original class to its subclass."""
@@ -60,6 +64,9 @@ class ClassRule(Rule):
     def fits(self, module: Any) -> bool | str | None:
         """As :meth:`match`, for a module of exactly one of the classes."""
         raise NotImplementedError
+
+    def is_whole(self, module: nn.Module) -> bool:
+        return self.whole and type(module) in self.classes.values()
 
     def swap(self, module: nn.Module) -> None:
         module.__class__ = self.classes[type(module)]

@@ -41,7 +41,7 @@ class AcceleratedConv2dSame(Conv2dSame):
     """A depthwise ``timm.layers.Conv2dSame`` (TensorFlow's padding) that runs our operator."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if is_small_inference(input) and input.dtype == torch.float32:
+        if input.dim() != 4 or (is_small_inference(input) and input.dtype == torch.float32):
             return super().forward(input)
         padded = pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation))
         return depthwise_conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation)  # type: ignore[arg-type]

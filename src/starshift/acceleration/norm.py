@@ -47,7 +47,7 @@ class AcceleratedBatchNormAct2d(BatchNormAct2d):
         if not can_normalise(self, x):
             return super().forward(x)
         act = activation_name(self.act)
-        if act is None or is_watched(self.act) or is_watched(self.drop):
+        if act is None or type(self.drop) is not nn.Identity or is_watched(self.act) or is_watched(self.drop):
             return super().forward(x)
         return normalise(self, x, act)
 

@@ -60,13 +60,18 @@ class AcceleratedMlp(Mlp):
     """A ``timm.layers.Mlp`` of 1x1 convolutions that runs :func:`starshift.ops.pointwise_mlp`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        drops = [d for d in (self.drop1, self.drop2) if d.p > 0 and d.training]
+        drops = [d for d in (self.drop1, self.drop2) if not _is_idle(d)]
         parts = (self.fc1, self.act, self.drop1, self.norm, self.fc2, self.drop2)
         act = activation_name(self.act)
         fits = is_pointwise(self.fc1) and is_pointwise(self.fc2) and _pixels(x) >= _LEAST_PIXELS
-        if drops or act is None or not fits or not runs_kernels(x, "pointwise_mlp") or any(map(is_watched, parts)):
+        plain = not drops and type(self.norm) is nn.Identity
+        if not plain or act is None or not fits or not runs_kernels(x, "pointwise_mlp") or any(map(is_watched, parts)):
             return super().forward(x)
         return pointwise_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, act)
+
+
+def _is_idle(drop: nn.Module) -> bool:
+    return type(drop) is nn.Identity or (type(drop) is nn.Dropout and (drop.p == 0 or not drop.training))
 
 
 @rule
@@ -81,8 +86,9 @@ class PointwiseMlp(ClassRule):
     def fits(self, module: Mlp) -> bool | str | None:
         if not (is_pointwise(module.fc1) and is_pointwise(module.fc2)):
             return None
-        if type(module.norm) is not nn.Identity or type(module.drop1) is not nn.Dropout:
-            return f"{type(module.norm).__name__} stands between its convolutions"
+        for part, kinds in ((module.norm, (nn.Identity,)), (module.drop1, (nn.Identity, nn.Dropout))):
+            if type(part) not in kinds:
+                return f"{type(part).__name__} stands between its convolutions"
         if activation_name(module.act) is None:
             return f"activation {type(module.act).__name__}"
         return True if module.fc1.weight.dtype in DTYPES else str(module.fc1.weight.dtype).removeprefix("torch.")

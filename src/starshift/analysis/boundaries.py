@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from starshift.analysis._measure import evaluating, images_of
 from starshift.errors import StarshiftError
 from starshift.layers.activation import one_of
 from starshift.models import create_model
@@ -180,5 +181,6 @@ def _scorer(classifier: Any) -> Callable[[Array], Any]:
 
 @torch.no_grad()
 def _log_odds(model: nn.Module, points: Array) -> Array:
-    logits = model.eval()(torch.as_tensor(points, dtype=torch.float32))
+    with evaluating(model):
+        logits = model(images_of(model, (torch.as_tensor(points, dtype=torch.float32),))).cpu()
     return (logits[:, 1] - logits[:, 0]).numpy() if logits.shape[1] == 2 else logits.numpy()

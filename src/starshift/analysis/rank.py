@@ -100,10 +100,16 @@ def implicit_rank(
         (15, 70)
     """
     one_of("case", case, CASES)
-    if inputs < 1 or layers < 1 or (case != "star" and (act != "none" or layers > 1)) or (layers > 1 and not bias):
+    if (
+        inputs < 1
+        or layers < 1
+        or (case != "star" and (act != "none" or layers > 1))
+        or (layers > 1 and (not bias or act != "none"))
+    ):
         raise StarshiftError(
             f"inputs={inputs}, layers={layers}, act={act!r}, bias={bias} do not go with case={case!r}: activations and "
-            "several layers are for 'star', several layers have biases, and inputs and layers are at least 1"
+            "several layers are for 'star', several layers have biases and no activation, and inputs and layers are at "
+            "least 1"
         )
     count = expected_rank(inputs, case, bias, layers)
     channels = channels or (inputs if case == "square" else 2 * count + 2)

@@ -64,8 +64,10 @@ def _open_torch(name: str, channels: int, data_dir: str | Path | None, download:
         try:
             data = create_dataset(f"torch/{name}", root=str(root), split=which, download=download)
         except (RuntimeError, OSError, AssertionError, KeyError, ValueError) as error:
-            advice = "" if download else ". Give the folder it lies in (data_dir), or let it be fetched (download)"
-            raise StarshiftError(f"cannot open torch/{name} ({which}) in {root}: {error}{advice}") from error
+            advice = ". Training takes its folder (--set data_dir=...) or fetches it (--set download=true)"
+            raise StarshiftError(
+                f"cannot open torch/{name} ({which}) in {root}: {error}{'' if download else advice}"
+            ) from error
         return _from_torchvision(data, f"{name}/{which}", channels)
 
     train, val = part("train"), part("validation")

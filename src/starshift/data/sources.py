@@ -68,7 +68,8 @@ def open_data(
             is split by the names of its images; see :mod:`starshift.data.split`.
         seed: of that split.
         channels: 1 or 3.
-        data_dir: where named data sets lie; by default ~/.cache/starshift.
+        data_dir: where named data sets lie; by default torch/ in ~/.cache/starshift, hfds/ in Hugging Face's own
+            cache, wds/ in the working directory.
         download: fetch a named data set that is not there.
         boundaries: those of an earlier split of the folder, to put each image on the side it was on.
         by_position: split a folder by the positions of its images, as the first runs did.

@@ -92,7 +92,7 @@ class CSC(nn.Module):
             *(norm1.running_mean, norm1.running_var, next_momentum(norm1)),
         )
         short = self.shortcut(x)
-        same = short.dtype == z.dtype and not isinstance(self.drop_path, DropPath)
+        same = short.dtype == z.dtype and type(self.drop_path) is nn.Identity and not is_watched(self.drop_path)
         before = self.relu == "sum"
         y = batch_norm_act(
             *(z, norm2.weight, norm2.bias, norm2.running_mean, norm2.running_var, True, next_momentum(norm2)),

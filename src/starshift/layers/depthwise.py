@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from starshift.errors import StarshiftError
 from starshift.ops import depthwise_conv2d
 
 
@@ -17,9 +18,14 @@ class DepthwiseConv2d(nn.Conv2d):
         channels: of input and output.
         kernel_size: odd; the padding keeps the size at stride 1.
         stride, dilation: in pixels.
+
+    Raises:
+        StarshiftError: an even kernel.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1, bias: bool = True) -> None:
+        if kernel_size % 2 == 0:
+            raise StarshiftError(f"a depthwise kernel has odd sides, not {kernel_size}")
         padding = dilation * (kernel_size // 2)
         super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=bias)
 

@@ -35,15 +35,15 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     """
     if not has_kernels(x, "star_block"):
         return "no kernel"
-    unfusable = why_unfusable(block)
-    if unfusable is None:
-        norm: Any = block._modules["dwconv"]._modules["bn"]  # type: ignore[union-attr]
-        if x.dim() != 4 or x.shape[1] != norm.num_features:
-            return f"an input of {tuple(x.shape)}"
-        if norm.training and x.numel() == x.shape[1]:
-            return "one value a channel"
-    if unfusable or x.device.type == "cpu":
+    if unfusable := why_unfusable(block):
         return unfusable
+    norm: Any = block._modules["dwconv"]._modules["bn"]  # type: ignore[union-attr]
+    if x.dim() != 4 or x.shape[1] != norm.num_features:
+        return f"an input of {tuple(x.shape)}"
+    if norm.training and x.numel() == x.shape[1]:
+        return "one value a channel"
+    if x.device.type == "cpu":
+        return None
     return why_not_on_gpu(block.parameters(), x.shape[1], autocast_dtype(x) or x.dtype)
 
 
@@ -62,6 +62,12 @@ def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:
             return f"{name} is {type(part).__name__}"
         if is_watched(part):
             return f"a hook on {name}"
+    for name in ("f1", "f2", "dwconv2"):
+        if type(parts[name]._modules.get("bn")) not in (type(None), nn.Identity):
+            return f"{name} has a norm"
+    for name in _PARTS:
+        if getattr(parts[name], "act", "none") != "none":
+            return f"{name} has an activation"
     if parts["dwconv.bn"].training != parts["g.bn"].training or block.training != parts["drop_path"].training:
         return "parts in different modes"
     return None

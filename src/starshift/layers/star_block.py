@@ -97,15 +97,20 @@ class StarBlock(Foldable):
         return star_mix(self, x, self.act, self.placement)
 
 
+def _is_plain(part: Any) -> bool:
+    """A convolution with its norm and nothing after it, which nobody watches."""
+    plain = type(part) is ConvBN and type(part.conv) is nn.Conv2d and part.act == "none"
+    return plain and not is_watched(part) and not is_watched(part.conv)
+
+
 def star_mix(block: Any, x: Tensor, act: str, placement: str = "first", shortcut: Tensor | None = None) -> Tensor:
     """``g(star(f1(x), f2(x))) + shortcut`` by a block's three ConvBN, the branches not stored where its parts allow it.
 
-    Each part is called on its own where a convolution is of another kind (in factors, say), or a hook waits on one.
+    Each part is called on its own where one is of another kind (a convolution in factors, say), or a hook waits on it.
     """
     parts = (block.f1, block.f2, block.g)
-    f1, f2, g = (part.conv for part in parts)
-    watched = any(map(is_watched, (*parts, f1, f2, g)))
-    if not watched and all(type(conv) is nn.Conv2d for conv in (f1, f2, g)):
+    if all(map(_is_plain, parts)) and all(type(part.bn) is nn.Identity for part in parts[:2]):
+        f1, f2, g = (part.conv for part in parts)
         y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, act, placement)
         return norm_act(block.g.bn, y, shortcut=shortcut)
     product = star(block.f1(x), block.f2(x), act, placement)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks by name: StarNet, DemoNet, ShiftResNet, ShiftNet and the residual networks they are compared with.
+"""The networks by name: StarNet, DemoNet, ShiftResNet, ShiftNet, StarShift, and the residual networks they are compared
+with.
 
 A family is a file here without a leading underscore that holds ``VARIANTS``; nothing else lists it. Every model has
 timm's surface, and importing this package makes our names known to ``timm.create_model`` (timm's own names stay

@@ -226,7 +226,11 @@ class ImageModel(Foldable):
         return SelectAdaptivePool2d(pool_type=one_of("global_pool", name, self.pools), flatten=bool(name))
 
     def _classifier(self) -> nn.Module:
-        return nn.Linear(self.head_hidden_size, self.num_classes) if self.num_classes > 0 else nn.Identity()
+        if self.num_classes <= 0:
+            return nn.Identity()
+        if self.global_pool.is_identity():
+            raise StarshiftError('without a pool (global_pool="") there is no vector to classify: give num_classes=0')
+        return nn.Linear(self.head_hidden_size, self.num_classes)
 
     def _checkpoints(self, level: nn.Module) -> bool:
         return self.grad_checkpointing and self.training and isinstance(level, nn.Sequential)

@@ -31,7 +31,7 @@ default_cfgs: dict[str, Any] = {}
 
 def is_model(name: str) -> bool:
     """Whether :func:`create_model` knows the name: one of ours, or one of timm's."""
-    return get_variant(_without_tag(name)) is not None or timm.is_model(name)
+    return get_variant(name) is not None or timm.is_model(name)
 
 
 def build(variant: Variant, pretrained: bool = False, registered: str = "", **kwargs: Any) -> nn.Module:
@@ -66,7 +66,7 @@ def create_plain(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     Raises:
         StarshiftError: unknown name (naming the nearest), unknown keyword, or no pretrained weights to be had.
     """
-    variant = get_variant(_without_tag(name))
+    variant = get_variant(name)
     if variant is None and not timm.is_model(name):
         raise StarshiftError(f"unknown model '{name}'.{nearest(name, [*variants(), *timm.list_models()])}")
     try:
@@ -106,7 +106,3 @@ def _entrypoint(variant: Variant) -> Callable[..., nn.Module]:
     create.__name__ = create.__qualname__ = variant.timm_name
     create.__doc__ = f"{variant.paper}: {variant.cls.__name__} with {dict(variant.args)}"
     return create
-
-
-def _without_tag(name: str) -> str:
-    return split_model_name_tag(name)[0]

@@ -104,8 +104,9 @@ def variants() -> dict[str, Variant]:
 
 
 def get_variant(name: str) -> Variant | None:
-    """The variant of this name, also by the name that timm has for it (``starshift_starnet_s1``), or None."""
-    found = variants()
+    """The variant of this name, with or without a tag of its weights, also by the name that timm has for it
+    (``starshift_starnet_s1``), or None."""
+    found, name = variants(), name.partition(".")[0]
     plain = name.removeprefix("starshift_")
     if name != plain and name not in found:
         return found[plain] if plain in found and found[plain].timm_name == name else None

@@ -56,9 +56,11 @@ def load_weights(
     shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
     head = classifier_keys(model)
     if new_head:
-        for key in [k for k in state if k in head] if any(k in head for k in shapes) else []:
-            del state[key]
-        shapes = [key for key in shapes if key not in head]
+        theirs = [key for key in state if key.startswith(_classifiers(model))]
+        if any(key not in own or key in shapes for key in theirs):
+            for key in theirs:
+                del state[key]
+        shapes = [key for key in shapes if key in state]
     optional = {key for key in own if key.endswith("num_batches_tracked")} | (head if new_head else set())
     missing = [key for key in own if key not in state and key not in optional]
     unexpected = [key for key in state if key not in own]
@@ -105,10 +107,14 @@ def adapt_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tens
 
 def classifier_keys(model: nn.Module) -> set[str]:
     """Names of the classifier's parameters."""
+    return {key for key in model.state_dict() if key.startswith(_classifiers(model))}
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """What the names of a classifier's parameters begin with, whether the model has one or not."""
     config = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or "head"
-    names = (names,) if isinstance(names, str) else tuple(names)
-    return {key for key in model.state_dict() if key.startswith(tuple(f"{name}." for name in names))}
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
 def _convert(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -125,7 +131,10 @@ def _read_file(path: Path) -> Any:
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError):
-        return load_inert(path)
+        try:
+            return load_inert(path)
+        except StarshiftError as error:
+            raise WeightsError(str(error)) from error
 
 
 def _read_hub(name: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the compiled kernels that fit this machine, and remembers why it could not.
 
-The libraries have a C interface: pointers, sizes and strides. ``functions("name", ...)`` gives callables that take
+The libraries have a C interface: pointers, sizes and strides. ``function("name", ...)`` gives a callable that takes
 tensors (as pointers; None as a null pointer), integers and floats.
 """
 

@@ -191,7 +191,9 @@ def _why_reference(device: str) -> str:
         return "kernels are switched off"
     if device == "cpu" and not _native.available():
         return "no compiled kernels here"
-    return f"no kernel for {device}"
+    from starshift.ops import _triton
+
+    return (_triton.why_not() if device == "cuda" else None) or f"no kernel for {device}"
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -67,7 +67,7 @@ class TrainConfig:
     # Augmentation
     scale: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_padding: int = 0  # above 0: pad by this many pixels and crop at random (CIFAR) in place of scale and ratio
+    crop_padding: int = 0  # above 0: pad by this many pixels and crop at random (CIFAR); wants scale null
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: float = 0.0
