@@ -139,7 +139,7 @@ def test_random_erasing_hits_the_share_asked_for(photo: Image.Image) -> None:
         ({"hflip": 1.5}, "hflip"),
         ({"reprob": -0.1}, "reprob"),
         ({"color_jitter": -1.0}, "color_jitter"),
-        ({"crop_padding": 4}, "scale=None"),
+        ({"crop_padding": 4}, "scale=null"),
         ({"remode": "blur"}, "remode"),
         ({"train_interpolation": "lanczos"}, "train_interpolation"),
         ({"aa": "rand-x9"}, "aa="),

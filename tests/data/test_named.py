@@ -79,7 +79,7 @@ def test_torch_image_folder(make_folder: MakeFolder) -> None:
 
 
 def test_torch_data_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(StarshiftError, match=r"cannot open torch/cifar10 .*let it be fetched"):
+    with pytest.raises(StarshiftError, match=r"cannot open torch/cifar10 .*fetches it"):
         open_data("torch/cifar10", data_dir=tmp_path)
     with pytest.raises(StarshiftError, match="Did you mean 'cifar10'"):
         open_data("torch/cifar11", data_dir=tmp_path)

@@ -75,8 +75,8 @@ class Augment:
             raise StarshiftError("color_jitter and crop_padding must not be negative, and recount must be at least 1")
         if self.crop_padding and self.scale is not None:
             raise StarshiftError(
-                "crop_padding goes without scale (--set scale=null): choose either the padded crop or the random resized "
-                "crop"
+                "crop_padding goes without scale (--set scale=null): choose either the padded crop or the random "
+                "resized crop"
             )
         if self.remode not in ("const", "rand", "pixel"):
             raise StarshiftError(f"remode is const, rand or pixel, not {self.remode!r}")
