@@ -161,19 +161,18 @@ def _facts_of_file(subject: Subject) -> Facts:
 
     predictor = load_exported(subject.text)
     side = predictor.preprocessing.size
-    metadata: Any = getattr(predictor, "metadata", None)
-    precision = getattr(metadata, "precision", FLOAT32)
-    unknown = Facts(None, None, None, side[0], True, precision)
+    metadata, trained = predictor.metadata, predictor.trained
+    unknown = Facts(None, None, None, side[0], trained, metadata.precision)
     if not is_model(predictor.name):
         return unknown
-    arguments = {"num_classes": len(predictor.classes), **dict(getattr(metadata, "model_args", {}))}
+    arguments = {"num_classes": len(predictor.classes), **dict(metadata.model_args)}
     try:
         with torch.device("meta"):
             network = create_model(predictor.name, **arguments)
         macs = count_macs(fold_batchnorm(network), side)
     except (StarshiftError, TypeError, ValueError, RuntimeError):  # written where the architecture had other options
         return unknown
-    return Facts(None, count_params(network), macs, side[0], True, precision)
+    return Facts(None, count_params(network), macs, side[0], trained, metadata.precision)
 
 
 def published(name: str, size: int) -> float | None:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-def load_exported(path: str | Path, *, device: str = "cpu") -> Predictor:
+def load_exported(path: str | Path, *, device: str = "cpu") -> FilePredictor:
     """Open a file that :func:`export` wrote, whatever its format (told by its suffix).
 
     Raises:

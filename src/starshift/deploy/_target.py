@@ -17,8 +17,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from starshift.deploy._file import FilePredictor
 from starshift.deploy._metadata import Metadata
-from starshift.deploy._predictor import Predictor
 from starshift.errors import StarshiftError, nearest
 
 
@@ -91,7 +91,7 @@ class Target(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def load(self, path: Path, *, device: str = "cpu") -> Predictor:
+    def load(self, path: Path, *, device: str = "cpu") -> FilePredictor:
         """Open an exported file.
 
         Raises:

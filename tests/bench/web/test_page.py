@@ -86,7 +86,7 @@ def test_it_answers_as_pytorch_measures_and_sends_the_row(
 ) -> None:
     out = tmp_path / "rows.csv"
     loaded = load_model(small_model)
-    with Server([WebModel(onnx_file, True)], out) as server:
+    with Server([WebModel(onnx_file)], out) as server:
         browser.get(server.url)
         until(browser, lambda driver: "is ready" in text(driver, "#state"))
         assert browser.execute_script("return self.crossOriginIsolated"), "threads need it"
@@ -143,7 +143,7 @@ def test_the_time_to_load_is_without_the_start_of_the_runtime(
     for name in assets.FILES:
         (folder / name).write_text(RUNTIME)
     monkeypatch.setattr(assets, "folder", lambda: folder)
-    with Server([WebModel(onnx_file, True)], tmp_path / "rows.csv") as server:
+    with Server([WebModel(onnx_file)], tmp_path / "rows.csv") as server:
         browser.get(server.url)
         until(browser, lambda driver: "is ready" in text(driver, "#state"))
         loaded = re.search(r"loaded in (\d+) ms", text(browser, "#state"))
@@ -151,11 +151,15 @@ def test_the_time_to_load_is_without_the_start_of_the_runtime(
 
 
 @with_runtime
-def test_pictures_that_are_none_and_cameras_allowed_or_not(browser: Any, onnx_file: Path, tmp_path: Path) -> None:
+def test_pictures_that_are_none_and_cameras_allowed_or_not(
+    browser: Any, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
+    of_file = WebModel.facts
+    monkeypatch.setattr(WebModel, "facts", lambda self: {**of_file(self), "trained": False})
     (tmp_path / "broken.jpg").write_bytes(b"no image at all")
-    with Server([WebModel(onnx_file, False)], tmp_path / "rows.csv") as server:
+    with Server([WebModel(onnx_file)], tmp_path / "rows.csv") as server:
         browser.get(server.url)
         until(browser, lambda driver: "is ready" in text(driver, "#state"))
         browser.find_element("id", "picture").send_keys(str(tmp_path / "broken.jpg"))

@@ -45,7 +45,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def site(onnx_file: Path, tmp_path: Path, runtime: Path) -> Iterator[Server]:
-    with Server([WebModel(onnx_file, True)], tmp_path / "rows.csv") as server:
+    with Server([WebModel(onnx_file)], tmp_path / "rows.csv") as server:
         yield server
 
 
@@ -175,7 +175,7 @@ def test_the_loopback_is_all_there_is_unless_it_is_opened(site: Server) -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate")
 def test_opened_to_the_network_it_is_https(onnx_file: Path, tmp_path: Path, runtime: Path) -> None:
-    with Server([WebModel(onnx_file, True)], tmp_path / "rows.csv", host="0.0.0.0") as server:
+    with Server([WebModel(onnx_file)], tmp_path / "rows.csv", host="0.0.0.0") as server:
         assert server.url.startswith("https://") and "certificate" in server.advice()
         assert ask(server, "GET", own(server, ""))[0] == 200
         assert ask(server, "GET", "/")[0] == 403
@@ -184,13 +184,14 @@ def test_opened_to_the_network_it_is_https(onnx_file: Path, tmp_path: Path, runt
 
 def test_no_such_address(onnx_file: Path, tmp_path: Path, runtime: Path) -> None:
     with pytest.raises(StarshiftError, match=r"cannot listen on 192\.0\.2\.1"):
-        Server([WebModel(onnx_file, True)], tmp_path / "rows.csv", host="192.0.2.1")
+        Server([WebModel(onnx_file)], tmp_path / "rows.csv", host="192.0.2.1")
 
 
 def test_models_are_files_or_are_exported(onnx_file: Path, small_model: Path, tmp_path: Path) -> None:
     as_it_is, exported = web_models([str(onnx_file), str(small_model)], tmp_path)
-    assert as_it_is == WebModel(onnx_file, True) and exported.trained and exported.path.parent == tmp_path
-    assert exported.facts()["labels"] == ["cat", "dog", "eel"]
+    assert as_it_is == WebModel(onnx_file) and exported.path.parent == tmp_path
+    facts = exported.facts()
+    assert facts["labels"] == ["cat", "dog", "eel"] and facts["trained"]
     other = tmp_path / "model.xml"
     other.write_text("x")
     with pytest.raises(StarshiftError, match="browsers run ONNX files"):

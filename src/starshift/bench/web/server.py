@@ -19,7 +19,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from starshift.bench.forms import FLOAT32
 from starshift.bench.rows import append_row, provenance
 from starshift.bench.subjects import published
 from starshift.bench.web import assets
@@ -49,10 +48,9 @@ OnRow = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class WebModel:
-    """An ONNX file that the page offers, and whether its weights mean anything."""
+    """An ONNX file that the page offers."""
 
     path: Path
-    trained: bool
 
     def facts(self) -> dict[str, Any]:
         """What the page needs to know, from the file's own metadata."""
@@ -64,8 +62,8 @@ class WebModel:
             "labels": list(predictor.classes),
             "preprocessing": predictor.preprocessing.to_config(),
             "bytes": self.path.stat().st_size,
-            "trained": self.trained,
-            "precision": getattr(getattr(predictor, "metadata", None), "precision", FLOAT32),
+            "trained": predictor.trained,
+            "precision": predictor.metadata.precision,
         }
 
 
@@ -83,11 +81,11 @@ def web_models(sources: list[str], folder: Path, size: int | None = None) -> lis
         if path.is_file():
             if path.suffix != ".onnx":
                 raise StarshiftError(f"{path}: browsers run ONNX files; make one with 'starshift export RUN -f onnx'")
-            models.append(WebModel(path, trained=True))
+            models.append(WebModel(path))
             continue
         exported = folder / f"{number}.onnx"
         export(source, "onnx", exported, img_size=size)
-        models.append(WebModel(exported, trained=path.exists() or source.startswith(("local-dir:", "hf-hub:"))))
+        models.append(WebModel(exported))
     return models
 
 
