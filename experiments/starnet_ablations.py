@@ -131,9 +131,6 @@ def claims(rows: list[Row]) -> list[Claim]:
         _below(rows, one_stage, "so it is with sums in any one stage", "said of every stage"),
         _below(rows, ends, "depthwise convolutions at both ends are best", "said of the layouts"),
         _close(rows, placed, f"the four places of the activation are within {CLOSE} points", "said of the places"),
-        _close(
-            rows, ["no act in the blocks"], f"StarNet without activations in its blocks is within {CLOSE} points", "-"
-        ),
         _close(rows, [f"expansion {n}" for n in (3, 4, 6)], f"a wider expansion changes less than {CLOSE} points", "-"),
     ]
     official = _change(rows, "official initialisation")
