@@ -29,7 +29,7 @@ SETTING = SHIFT_SETTING.format(epochs="10 (budget gpu) or 2 (small)") + (
     " MACs are this library's count; the paper's counter, which leaves batch norms out, gives 16,581,248 for E = 3"
 )
 READING = (
-    "Two epochs are a race of first steps, not the paper's 164: ResNet-20 as it is has about 68 % here and 91 there. The"
+    "Two epochs are a race of first steps, not the paper's 164: ResNet-20 as it is has about 68 % here, 91 there. The"
     " smallest size tells most: at E = 1 the shift is 2.8 points above the ResNet of narrower layers and 1.2 above the "
     "one of narrower blocks, as the paper says of its reduced ResNets, and 1.1 below the depthwise one, which it finds "
     "too, on CIFAR-100. From E = 3 on the four lie within about a point of each other, the depthwise a little ahead of "
