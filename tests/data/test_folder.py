@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from starshift.data import open_data, open_eval_data
+from starshift.deploy._source import class_names
 from starshift.errors import StarshiftError
 from tests.data.conftest import MakeFolder
 
@@ -209,3 +210,12 @@ def test_eval_of_digits() -> None:
     assert [found.name(i) for i in range(9)] == [wanted.val.name(i) for i in range(9)]
     with pytest.raises(StarshiftError, match="does not know"):
         open_eval_data("digits", ["cat", "dog"])
+
+
+def test_imagenets_folders_are_known_to_a_model_of_its_descriptions(make_folder: MakeFolder) -> None:
+    """Two classes are called crane: the bird, 134, and the machine, 517."""
+    classes = class_names(1000)
+    root = make_folder({"n01440764": 1, "n02012849": 1, "n03126707": 2})
+    assert open_eval_data(root, classes).targets == [0, 134, 517, 517]
+    with pytest.raises(StarshiftError, match="does not know: 'walrus'"):
+        open_eval_data(make_folder({"n01440764": 1, "walrus": 1}), classes)

@@ -157,7 +157,10 @@ def open_eval_data(
 
 
 def _renumbered(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
-    unknown = [c for c in images.classes if c not in set(classes)]
+    number = {c: i for i, c in enumerate(classes)}
+    unknown = [c for c in images.classes if c not in number]
+    if unknown and (synsets := _imagenet_synsets(classes)):
+        number, unknown = synsets, [c for c in images.classes if c not in synsets]
     if unknown:
         raise StarshiftError(
             f"{name} has class(es) that the model does not know: {quoted(unknown)}.{nearest(unknown[0], classes)} "
@@ -165,9 +168,21 @@ def _renumbered(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet
         )
     if tuple(classes) == images.classes:
         return images
-    number = {c: i for i, c in enumerate(classes)}
     targets = [number[images.classes[t]] for t in images.targets]
     return Selection(images, range(len(images)), targets, classes)
+
+
+def _imagenet_synsets(classes: Sequence[str]) -> dict[str, int]:
+    """The numbers of ImageNet's folders (``n01440764``) for a model whose classes are ImageNet's descriptions, as timm
+    has them; two of those are alike, so that the folders' names alone tell the classes apart. Else nothing."""
+    if len(classes) != 1000:
+        return {}
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    if list(classes) != [info.index_to_description(i) for i in range(1000)]:
+        return {}
+    return {synset: i for i, synset in enumerate(info.label_names())}
 
 
 def _existing(name: str) -> Path:
