@@ -101,7 +101,7 @@ def _block(channels: int, mode: str, kernels: bool) -> Any:
     if kernels:
         return StarBlock(channels, mode=mode)
 
-    class Sum(Block):  # type: ignore[misc]
+    class Sum(Block):
         def forward(self, x: Any) -> Any:
             y = self.dwconv(x)
             y = self.dwconv2(self.g(self.act(self.f1(y)) + self.f2(y)))
