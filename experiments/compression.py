@@ -9,7 +9,8 @@ table.
 A ShiftResNet-20 and a StarNet, and beside each a control of its size (depthwise convolutions for shifts, sums for
 stars), are trained, then compressed without training: 1x1 convolutions in two factors of low rank, fitted to the
 outputs on training images, at several shares of their weights, with and without weights of one byte (a scale for each
-output channel). Expected: int8 weights cost next to nothing, low rank some points at half the weights, and the two add up.
+output channel). Expected: int8 weights cost next to nothing, low rank some points at half the weights, and the two
+add up.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ SETTING = (
 READING = (
     "Weights of one byte cost 0.3 points at most in any run of ShiftResNet and 0.1 of StarNet, with or without low"
     " rank, at 0.27 to 0.43 of the bytes: low rank and int8 add up. Low rank alone is dear for ShiftResNet, which loses"
-    " 3.6 points where a quarter of the 1×1 weights is gone and 18 where half is (15 and 21 by seed); StarNet, four times"
-    " the bytes, loses 0.2 and 1.5. None was trained after its compression, which may win some of that back"
+    " 3.6 points where a quarter of the 1×1 weights is gone and 18 where half is (15 and 21 by seed); StarNet, which"
+    " has four times the bytes, loses 0.2 and 1.5. None was trained after its compression, which may win some"
+    " of that back"
 )
 COST = {"smoke": "20 s", "small": "1 h on 2 cores", "paper": "8 networks of 164 epochs on CIFAR-10: one GPU, hours"}
 NEEDS_DATA = True
@@ -131,7 +133,7 @@ def figure(rows: list[Row]) -> Any:
                     means = [found.mean for share in shares if (found := spread(of, weights=share))]
                     ax.plot(sizes, means, line, color=colour, label=f"{name}, {bits}-bit weights")
         ax.set(title=ours, xlabel="kB", ylabel="top-1 %", xscale="log")
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
         ax.grid(alpha=0.3)
     return drawn
 

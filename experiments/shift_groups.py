@@ -153,10 +153,10 @@ def _measured(groups: list[Row]) -> str:
         return text(spread(groups, name), digits)
 
     return (
-        f"\nIn the uniform network (seed {', '.join(values(groups, 'seed'))}) the mean correlation between two channels"
-        f" is {of('within', 3)} inside a group and {of('between', 3)} between groups; {of('more_within', 0)} of"
-        f" {groups[0]['groups']} groups are more redundant inside. Zeroing one group's shift loses {of('lost')} points"
-        f" on training images in the mean, {of('lost_most')} at most: {of('lost_straight')} for groups that move"
+        f"\nIn the uniform network (seed {' and '.join(values(groups, 'seed'))}) the mean correlation between two"
+        f" channels is {of('within', 3)} inside a group and {of('between', 3)} between groups; {of('more_within', 0)}"
+        f" of {groups[0]['groups']} groups are more redundant inside. Zeroing one group's shift loses {of('lost')}"
+        f" points on training images in the mean, {of('lost_most')} at most: {of('lost_straight')} for groups that move"
         f" straight, {of('lost_diagonal')} for those that move diagonally;{_none(groups)}. The weights that read a"
         f" channel have norm {of('norm_still', 3)} where it stays, {of('norm_straight', 3)} straight,"
         f" {of('norm_diagonal', 3)} diagonal.\n\n"

@@ -37,8 +37,8 @@ SETTING = (
     " with all that it keeps. Above 1, the star takes longer"
 )
 READING = (
-    "Forward the product costs what the sum costs, as the paper says. Training it costs 4 to 7 % more in plain PyTorch, "
-    "all of it in backward, since both factors must be kept and read again: two thirds more memory. The fused kernel "
+    "Forward the product costs what the sum costs, as the paper says. Training it costs 4 to 7 % more in plain PyTorch,"
+    " all of it in backward, since both factors must be kept and read again: two thirds more memory. The fused kernel "
     "makes the branches anew, keeps neither, and takes half to four fifths of the sum's time in inference"
 )
 COST = {"smoke": "5 s", "small": "2 min on 2 cores", "paper": "2 min on 2 cores"}
