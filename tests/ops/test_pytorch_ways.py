@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from starshift.errors import StarshiftError
-from starshift.ops import depthwise_conv2d, pointwise_conv2d, pointwise_mlp, shift_conv2d, star_mlp
+from starshift.ops import csc, depthwise_conv2d, pointwise_conv2d, pointwise_mlp, shift2d, shift_conv2d, star_mlp
 from tests.ops.test_every_operator import ALL, call, gradients, make
 from tests.tolerance import assert_close
 
@@ -97,3 +97,16 @@ def test_a_bias_of_another_length_is_refused() -> None:
     ):
         with pytest.raises(StarshiftError, match="a bias must be"):
             attempt()
+
+
+def test_a_negative_number_of_channels_is_refused() -> None:
+    """Also where the sum is that of the input: a kernel would write past its output."""
+    x, runs = torch.ones(1, 4, 3, 3), ((5, 0, 0), (-1, 0, 0))
+    weight, ones = torch.ones(4, 4, 1, 1), torch.ones(4)
+    for run in (
+        lambda: shift2d(x, runs),
+        lambda: shift_conv2d(x, weight, None, runs),
+        lambda: csc(x, weight, ones, ones, weight, runs),
+    ):
+        with pytest.raises(StarshiftError, match="none can be negative"):
+            run()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def scan(root: Path) -> ClassFolders:
     found = ClassFolders(root)
     for name in subfolders(root):
         found.files[name] = []
-        for path in sorted(_walk(root, name)):
+        for path in sorted(_files_below(root, name)):
             is_image = os.path.splitext(path)[1].lower() in EXTENSIONS
             (found.files[name] if is_image else found.others).append(path)
     loose = [e.name for e in os.scandir(root) if e.is_file() and not e.name.startswith(".")]
@@ -82,19 +82,26 @@ def subfolders(root: Path) -> list[str]:
         raise StarshiftError(f"cannot read the folder {root}: {error.strerror}") from error
 
 
-def _walk(root: Path, name: str) -> list[str]:
-    """Visible files below root/name, as posix paths relative to root."""
-    paths: list[str] = []
+def walk(root: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Every visible folder from ``root`` down, sorted, and the names of its visible files in no order. Links are
+    followed, each folder is entered once."""
     seen: set[str] = set()
-    for folder, below, files in os.walk(root / name, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             below.clear()
             continue
         seen.add(real)
         below[:] = sorted(b for b in below if not b.startswith((".", "__")))
+        yield folder, [file for file in files if not file.startswith(".")]
+
+
+def _files_below(root: Path, name: str) -> list[str]:
+    """Visible files below root/name, as posix paths relative to root."""
+    paths: list[str] = []
+    for folder, files in walk(root / name):
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
-        paths += [f"{prefix}/{file}" for file in files if not file.startswith(".")]
+        paths += [f"{prefix}/{file}" for file in files]
     return paths
 
 

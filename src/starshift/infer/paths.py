@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from starshift.data.folder import EXTENSIONS
+from starshift.data.folder import EXTENSIONS, walk
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def expand(paths: Iterable[str | Path]) -> Iterator[Found]:
                 sys.stdin.reconfigure(errors="surrogateescape")
             yield from expand(line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif os.path.isdir(text):
-            yield from _or_error(_walk(text), text, "no images in this folder")
+            yield from _or_error(_images_in(text), text, "no images in this folder")
         elif os.path.exists(text):
             yield Found(text)
         elif glob.has_magic(text):
@@ -51,17 +51,10 @@ def _matches(pattern: str) -> Iterator[Found]:
             yield Found(match)
 
 
-def _walk(folder: str) -> Iterator[Found]:
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):  # as training does, each folder once
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+def _images_in(folder: str) -> Iterator[Found]:
+    for parent, files in walk(folder):
         for file in sorted(files):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
+            if os.path.splitext(file)[1].lower() in EXTENSIONS:
                 yield Found(os.path.join(parent, file))
 
 

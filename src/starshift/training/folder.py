@@ -139,11 +139,9 @@ def _first_free(parent: Path, stem: str) -> Path:
     with disk_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
         for n in count(1):
-            path = parent / f"{stem}-{n}"
-            if not path.exists():
-                with suppress(FileExistsError):
-                    path.mkdir()
-                    return path
+            with suppress(FileExistsError):
+                (path := parent / f"{stem}-{n}").mkdir()
+                return path
     raise AssertionError("numbers do not end")
 
 

@@ -170,8 +170,6 @@ def make_network(config: TrainConfig, classes: int, resumed: bool = False) -> nn
         network = create_model(
             config.model, pretrained=config.pretrained and not resumed, num_classes=classes, **arguments
         )
-    except StarshiftError:
-        raise
     except (AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise StarshiftError(f"{config.model} cannot be made with {arguments}: {error}") from error
     if config.checkpoint is not None and not resumed:

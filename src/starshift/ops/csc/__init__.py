@@ -84,8 +84,6 @@ def _check(x: Tensor, w1: Tensor, weight: Tensor, bias: Tensor, w2: Tensor, offs
         and w2.shape[1:] == (wide, 1, 1)
         and weight.shape == bias.shape == (wide,)
     )
-    if any(n < 0 for n, _, _ in offsets):
-        raise StarshiftError(f"csc: offsets count channels, and none can be negative: {offsets}")
     if not fits or stride < 1:
         raise StarshiftError(
             f"csc: w1 must be ({wide}, C, 1, 1), the norm ({wide},), w2 (K, {wide}, 1, 1), stride >= 1; got "

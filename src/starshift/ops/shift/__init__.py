@@ -90,8 +90,6 @@ def shift_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offset
 
 def _check(name: str, x: Tensor, offsets: Offsets) -> None:
     channels = sum(n for n, _, _ in offsets)
-    if any(n < 0 for n, _, _ in offsets):
-        raise StarshiftError(f"{name}: offsets count channels, and none can be negative: {offsets}")
     if x.dim() != 4 or x.shape[1] != channels:
         raise StarshiftError(
             f"{name}: offsets for {channels} channels need x of (N, {channels}, H, W), not {tuple(x.shape)}"

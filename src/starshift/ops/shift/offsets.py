@@ -87,7 +87,13 @@ def negate(offsets: Offsets) -> Offsets:
 
 
 def flatten(offsets: Offsets) -> list[int]:
-    """``[channels, dy, dx, channels, dy, dx, ...]``: the form that operator schemas take."""
+    """``[channels, dy, dx, channels, dy, dx, ...]``: the form that operator schemas take, and kernels trust.
+
+    Raises:
+        StarshiftError: a run of fewer than 0 channels.
+    """
+    if any(n < 0 for n, _, _ in offsets):
+        raise StarshiftError(f"offsets count channels, and none can be negative: {offsets}")
     return [value for run in offsets for value in run]
 
 
