@@ -66,7 +66,7 @@ def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:
         if type(parts[name]._modules.get("bn")) not in (type(None), nn.Identity):
             return f"{name} has a norm"
     for name in _PARTS:
-        if getattr(parts[name], "act", "none") != "none":
+        if vars(parts[name]).get("act", "none") != "none":  # getattr would raise inside where there is none
             return f"{name} has an activation"
     if parts["dwconv.bn"].training != parts["g.bn"].training or block.training != parts["drop_path"].training:
         return "parts in different modes"
