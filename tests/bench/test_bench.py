@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +176,23 @@ def test_bench_loader_from_the_command_line(tmp_path: Path) -> None:
     assert len(read_rows(out)[1]) == 4
 
 
+def test_rows_before_a_failure_are_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def measure() -> Iterator[dict[str, Any]]:
+        yield {"model": "a", "ms": 1.25}
+        assert len(read_rows(out)[1]) == 1, "written as it comes"
+        yield {"model": "b", "ms": 2.5}
+        raise KeyboardInterrupt
+
+    out = tmp_path / "speed.csv"
+    with pytest.raises(KeyboardInterrupt):
+        report(measure(), {"model": "model", "ms": "ms"}, out, as_json=False)
+    shown = capsys.readouterr().out
+    assert "1.25" in shown and "2.50" in shown
+    assert [row["model"] for row in read_rows(out)[1]] == ["a", "b"]
+    result = CliRunner().invoke(app, ["bench", "starnet_s050", "--out", str(tmp_path / "page.html")])
+    assert result.exit_code == 2 and "ends in .csv, not 'page.html'" in result.output, result.output
+
+
 def test_bench_loader_mistakes(tmp_path: Path) -> None:
     for args, message in (
         (["--make", "huge"], "WIDTHxHEIGHT"),
@@ -204,7 +223,7 @@ def test_bench_predict_mistakes(tmp_path: Path) -> None:
         assert result.exit_code == 2 and message in re.sub(r"\s*│?\n│?\s*", " ", result.output), result.output
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(StarshiftError, match="a process that was to predict failed: 1 of 1 could not be read"):
-        bench_predict(tmp_path, model="starnet_s050", rounds=1)
+        list(bench_predict(tmp_path, model="starnet_s050", rounds=1))
 
 
 def test_an_installed_package_names_no_commit_of_the_repository_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ def test_every_way_of_writing_a_layer_is_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lowerings, "SIDE", 7)
     monkeypatch.setattr(lowerings, "MODULES", 1)
     said: list[str] = []
-    rows = lowerings.bench_lowerings(["onnx"], rounds=2, say=said.append)
+    rows = list(lowerings.bench_lowerings(["onnx"], rounds=2, say=said.append))
     assert [(r["layers"], r["written"]) for r in rows] == [
         ("csc", "depthwise"),
         ("csc", "slices"),

@@ -164,6 +164,14 @@ def test_a_peer_far_behind_the_best_takes_one_step() -> None:
         _take_turns([failed], 2, lambda text: None)
 
 
+def test_a_side_that_cannot_be_built_says_why() -> None:
+    side = Side(Spec("starnet_s9", "starshift", 1, 32, 1))
+    side.start()
+    assert not side.running and side.note.startswith("failed: ") and "starnet_s9" in side.note
+    side.end()
+    assert side.memory_mb is None and side.times == []
+
+
 def test_shifts_become_depthwise_convolutions_of_the_same_shapes() -> None:
     model = create_model("shiftresnet20", expansion=2, num_classes=10)
     images = torch.randn(2, 3, 32, 32)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ def bench_accuracy(
     *,
     files: list[Path] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Evaluate a run and files exported from it on the same labelled images; a row for each.
+) -> Iterator[dict[str, Any]]:
+    """Evaluate a run and files exported from it on the same labelled images; yields a row for each.
 
     Args:
         run: a run folder.
@@ -39,25 +39,21 @@ def bench_accuracy(
         raise StarshiftError(f"{run} is not a finished run folder: it has no summary.json and config.yaml")
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     settings = _settings(config_file)
-    rows = []
     for target in (run, *(sorted(run.glob("*.onnx")) if files is None else files)):
         result = evaluate(target, data, on_progress=on_progress)
-        rows.append(
-            {
-                "model": settings["model"],
-                "evaluated": "PyTorch" if target == run else target.suffix.lstrip(".").upper(),
-                "n": result.n,
-                "top1": round(result.top1, 3),
-                "top5": round(result.top5, 3),
-                "loss": round(result.loss, 5),
-                "skipped": len(result.skipped),
-                "train_seconds": round(summary["seconds"], 1),
-                **{name: summary[name] for name in KEPT if name in summary},
-                "settings": json.dumps(settings, sort_keys=True),
-                **provenance(),
-            }
-        )
-    return rows
+        yield {
+            "model": settings["model"],
+            "evaluated": "PyTorch" if target == run else target.suffix.lstrip(".").upper(),
+            "n": result.n,
+            "top1": round(result.top1, 3),
+            "top5": round(result.top5, 3),
+            "loss": round(result.loss, 5),
+            "skipped": len(result.skipped),
+            "train_seconds": round(summary["seconds"], 1),
+            **{name: summary[name] for name in KEPT if name in summary},
+            "settings": json.dumps(settings, sort_keys=True),
+            **provenance(),
+        }
 
 
 def _settings(config_file: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ def bench_int8(
     *,
     max_drop: float = 0.5,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """Export a run in float32 and in int8 and evaluate both files on the same labelled images; a row a format.
+) -> Iterator[dict[str, Any]]:
+    """Export a run in float32 and in int8 and evaluate both files on the same labelled images; yields a row
+    a format.
 
     Args:
         run: a run folder whose data are still there (its training images calibrate).
@@ -34,7 +35,6 @@ def bench_int8(
     Raises:
         StarshiftError: what export and evaluate raise.
     """
-    rows = []
     here = [n for n, t in targets().items() if t.int8_packages is not None and t.missing(int8=True) is None]
     for name in formats or here:
         with tempfile.TemporaryDirectory(prefix="starshift-int8-") as folder:
@@ -45,22 +45,19 @@ def bench_int8(
             small = export_checked(run, name, folder, quantize="int8", max_drop=max_drop, on_step=say)
             in_int8 = evaluate(small.path, data)
         assert small.int8 is not None and small.relative_error is not None
-        rows.append(
-            {
-                "model": small.model,
-                "format": name,
-                "top1_fp32": round(in_float.top1, 3),
-                "top1_int8": round(in_int8.top1, 3),
-                "drop": round(in_float.top1 - in_int8.top1, 3),
-                "n": in_int8.n,
-                "bytes_fp32": full.size,
-                "bytes_int8": small.size,
-                "size_ratio": round(small.size / full.size, 4),
-                "max_drop": max_drop,
-                "layers": small.int8.layers,
-                "kept_float": json.dumps(small.int8.kept_float),
-                "relative_error": float(f"{small.relative_error:.3g}"),
-                **provenance(),
-            }
-        )
-    return rows
+        yield {
+            "model": small.model,
+            "format": name,
+            "top1_fp32": round(in_float.top1, 3),
+            "top1_int8": round(in_int8.top1, 3),
+            "drop": round(in_float.top1 - in_int8.top1, 3),
+            "n": in_int8.n,
+            "bytes_fp32": full.size,
+            "bytes_int8": small.size,
+            "size_ratio": round(small.size / full.size, 4),
+            "max_drop": max_drop,
+            "layers": small.int8.layers,
+            "kept_float": json.dumps(small.int8.kept_float),
+            "relative_error": float(f"{small.relative_error:.3g}"),
+            **provenance(),
+        }

@@ -33,8 +33,8 @@ def bench_loader(
     rounds: int = 9,
     label: str = "",
     on_round: Callable[[str], None] = lambda text: None,
-) -> list[dict[str, Any]]:
-    """Time training's and evaluation's loader on a folder of class folders; a row for each.
+) -> Iterator[dict[str, Any]]:
+    """Time training's and evaluation's loader on a folder of class folders; yields a row for each.
 
     Training is random resized crop (bilinear, torchvision's default), mirroring and normalisation; evaluation is
     resize of the shorter side to size / 0.875 (bilinear), centre crop and normalisation. All of it runs in this
@@ -58,7 +58,6 @@ def bench_loader(
     preprocessing = Preprocessing((size, size), interpolation="bilinear", crop_pct=0.875)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = []
     try:
         for path in ("train", "eval"):
             on_round(f"{path}: {rounds} rounds of {images} images")
@@ -67,21 +66,18 @@ def bench_loader(
             theirs = _endless(_peer_loader(root, preprocessing, path, batch_size))
             result = paired(partial(_take, mine, batches), partial(_take, theirs, batches), rounds)
             count = batches * batch_size
-            rows.append(
-                {
-                    "suite": "loader",
-                    "path": path,
-                    "images": label or str(root),
-                    "size": size,
-                    "workers": 0,
-                    "rounds": rounds,
-                    **result.rates(count, PEER),
-                    **provenance(),
-                }
-            )
+            yield {
+                "suite": "loader",
+                "path": path,
+                "images": label or str(root),
+                "size": size,
+                "workers": 0,
+                "rounds": rounds,
+                **result.rates(count, PEER),
+                **provenance(),
+            }
     finally:
         torch.set_num_threads(threads)
-    return rows
 
 
 def _our_loader(images: ImageSet, preprocessing: Preprocessing, path: str, batch_size: int) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,8 +64,9 @@ def bench_lowerings(
     threads: int = 1,
     rounds: int = 25,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """Time four modules of each kind (64 channels, 56 x 56, expansion 4), one image, written in every way; a row each.
+) -> Iterator[dict[str, Any]]:
+    """Time four modules of each kind (64 channels, 56 x 56, expansion 4), one image, written in every way; yields
+    a row each.
 
     The ways take turns, so that whatever slows the machine slows all; medians.
 
@@ -81,7 +82,6 @@ def bench_lowerings(
     here = [name for name, target in targets().items() if target.available() and target.why_not_here() is None]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    rows = []
     try:
         for name in formats or here:
             require(get_target(name))
@@ -93,23 +93,21 @@ def bench_lowerings(
                 except RuntimeError as error:  # of a runtime: the other formats' figures stay
                     say(f"{name} {kind}: not measured, {str(error).splitlines()[0]}")
                     continue
-                rows += [
-                    {
+                ms = {way: round(1e3 * statistics.median(seconds), 4) for way, seconds in times.items()}
+                say(f"{name} {kind}: " + ", ".join(f"{way} {found:.2f} ms" for way, found in ms.items()))
+                for way, seconds in times.items():
+                    yield {
                         "layers": kind,
                         "format": name,
                         "written": way,
-                        "ms": round(1e3 * statistics.median(seconds), 4),
+                        "ms": ms[way],
                         "ratio": round(statistics.median(_ratios(times, seconds)), 3),
                         "threads": threads,
                         "rounds": rounds,
                         **provenance(),
                     }
-                    for way, seconds in times.items()
-                ]
-                say(f"{name} {kind}: " + ", ".join(f"{r['written']} {r['ms']:.2f} ms" for r in rows[-len(times) :]))
     finally:
         torch.set_num_threads(before)
-    return rows
 
 
 def _ratios(times: dict[str, list[float]], seconds: list[float]) -> list[float]:

@@ -238,9 +238,9 @@ def bench_operators(
     threads: int | None = None,
     rounds: int = 15,
     device: str = "cpu",
-    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> list[dict[str, Any]]:
-    """Time forward + backward of our operators and of their peers in turns; a row for each case, dtype and peer.
+) -> Iterator[dict[str, Any]]:
+    """Time forward + backward of our operators and of their peers in turns; yields a row for each case, dtype and
+    peer.
 
     Args:
         operators, cases: see :func:`bench_cases`.
@@ -248,7 +248,6 @@ def bench_operators(
         threads: of torch and of the kernels; default: torch's own number.
         rounds: pairs of timings; the medians are reported.
         device: ``cpu``, or ``cuda``: each side is then a CUDA graph, and operators without a kernel there are left out.
-        on_row: called with each row as it is measured.
 
     Raises:
         StarshiftError: an unknown operator or dtype, a device that is not here, or no case.
@@ -270,18 +269,14 @@ def bench_operators(
     before = torch.get_num_threads()
     threads = threads or before
     torch.set_num_threads(threads)
-    rows = []
     try:
         for operator, case in chosen:
             for dtype in dtypes:
                 call = Call(operator, case, DTYPES[dtype], device)
                 for peer in PEERS.get(operator, (PLAIN,)):
-                    row = _measure(call, case, peer, dtype, threads, rounds)
-                    rows.append(row)
-                    on_row(row)
+                    yield _measure(call, case, peer, dtype, threads, rounds)
     finally:
         torch.set_num_threads(before)
-    return rows
 
 
 def _measure(call: Call, case: Case, peer: Peer, dtype: str, threads: int, rounds: int) -> dict[str, Any]:

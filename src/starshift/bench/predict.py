@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ def bench_predict(
     rounds: int = 3,
     label: str = "",
     say: Callable[[str], None] = lambda text: None,
-) -> list[dict[str, Any]]:
-    """Time both from the start of the process to the file of answers, imports and loading included; a row a format.
+) -> Iterator[dict[str, Any]]:
+    """Time both from the start of the process to the file of answers, imports and loading included; yields a row
+    a format.
 
     Args:
         folder: images, below it at any depth.
@@ -52,7 +53,6 @@ def bench_predict(
     count = sum(found.error is None for found in expand([folder]))
     if not count:
         raise StarshiftError(f"no images below {folder}")
-    rows = []
     for format in formats:
         with tempfile.TemporaryDirectory(prefix="starshift-predict-") as below:
             file = export(model, format, Path(below))
@@ -63,19 +63,16 @@ def bench_predict(
             answered = [len(Path(f"{below}/{name}").read_bytes().splitlines()) for name in ("ours.jsonl", "peer.csv")]
         if answered != [count, count]:
             raise StarshiftError(f"of {count} images {answered[0]} and {answered[1]} were answered")
-        rows.append(
-            {
-                "suite": "predict",
-                "model": model,
-                "format": format,
-                "images": label or str(folder),
-                "count": count,
-                "rounds": rounds,
-                **result.rates(count, PEER),
-                **provenance(),
-            }
-        )
-    return rows
+        yield {
+            "suite": "predict",
+            "model": model,
+            "format": format,
+            "images": label or str(folder),
+            "count": count,
+            "rounds": rounds,
+            **result.rates(count, PEER),
+            **provenance(),
+        }
 
 
 def _run(command: list[str]) -> None:

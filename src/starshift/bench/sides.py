@@ -7,17 +7,17 @@ so that sides take turns. Both sides' processes keep freed memory (see :func:`ke
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starshift.bench.graph import recorded
+from starshift.bench.memory import forget_peak, peak_mb, resident_mb
+from starshift.bench.remote import Remote, RemoteError
 from starshift.errors import StarshiftError
 
 if TYPE_CHECKING:
@@ -63,75 +63,74 @@ class Side:
 
     def start(self) -> None:
         """Build, and take the first step, which does not count."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.spec), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._answer()
+        self._folder = tempfile.TemporaryDirectory(prefix="starshift-bench-")
+        self._process = Remote(Steps, self.spec, self._folder.name)
+        self._ask("ready")
 
     @property
     def running(self) -> bool:
-        return self._process.is_alive() and not self.note
+        return self._process.running and not self.note
 
     def step(self) -> float:
         """Seconds of one more step; infinite where it failed."""
-        self._pipe.send("step")
-        seconds = self._answer()
+        seconds = self._ask("step")
         if seconds is not None:
             self.times.append(seconds)
         return float("inf") if seconds is None else seconds
 
     def end(self) -> None:
         """Ask for the memory and let the process go."""
-        if self._process.is_alive():
-            self._pipe.send("end")
-            self.memory_mb = self._answer()
-        self._process.join(10)
-        self._process.kill()
+        if self.running:
+            self.memory_mb = self._ask("memory_mb")
+        self._process.end()
+        self._folder.cleanup()
 
-    def _answer(self) -> float | None:
+    def _ask(self, method: str) -> float | None:
         try:
-            kind, value = self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            kind, value = "failed", f"its process ended with code {self._process.exitcode}"
-        if kind == "failed":
-            self.note = f"failed: {value}"
+            answer: float | None = self._process.call(method)
+        except (RemoteError, StarshiftError) as error:
+            self.note = f"failed: {error}"
             return None
-        return float(value)
+        return answer
 
 
-def _serve(pipe: Connection, spec: Spec) -> None:
-    """The other process's whole life."""
-    with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
-        try:
-            _take_steps(pipe, spec, Path(folder))
-        except Exception as error:  # told to the other process, which writes it into the row
-            pipe.send(("failed", str(error).splitlines()[0][:200] if str(error) else type(error).__name__))
+class Steps:
+    """A network built to be timed, its first step taken.
 
+    Args:
+        spec: what to build.
+        folder: for the files of runtimes.
+    """
 
-def _take_steps(pipe: Connection, spec: Spec, folder: Path) -> None:
-    import torch
+    def __init__(self, spec: Spec, folder: str) -> None:
+        import torch
 
-    from starshift.training.machine import keep_freed_memory
+        from starshift.training.machine import keep_freed_memory
 
-    keep_freed_memory()
-    torch.set_num_threads(spec.threads)
-    torch.backends.cudnn.allow_tf32 = False  # as PyTorch has it for matrix products: float32 means float32
-    torch.manual_seed(0)
-    step, before = _inference(spec, folder) if spec.inference else _training(spec)
-    if spec.mode.endswith(GRAPH):
-        step = _recorded(step)
-    step()
-    _forget_peak(spec.device)
-    pipe.send(("ready", 0.0))
-    while pipe.recv() == "step":
+        keep_freed_memory()
+        torch.set_num_threads(spec.threads)
+        torch.backends.cudnn.allow_tf32 = False  # as PyTorch has it for matrix products: float32 means float32
+        torch.manual_seed(0)
+        self._spec = spec
+        self._step, self._before = _inference(spec, Path(folder)) if spec.inference else _training(spec)
+        if spec.mode.endswith(GRAPH):
+            self._step = _recorded(self._step)
+        self._step()
+        forget_peak(spec.device)
+
+    def ready(self) -> None:
+        """Nothing; what it waits for is done by then."""
+
+    def step(self) -> float:
+        """Seconds of one more step."""
         start = time.perf_counter()
-        step()
-        passes = PASSES if spec.inference else 1
-        pipe.send(("seconds", (time.perf_counter() - start) / passes))
-    pipe.send(("memory", float("nan") if spec.mode.endswith(GRAPH) else _peak_mb(spec.device) - before))
+        self._step()
+        return (time.perf_counter() - start) / (PASSES if self._spec.inference else 1)
+
+    def memory_mb(self) -> float:
+        """At its peak beyond what was in use before the network was built; not a number for a CUDA graph."""
+        spec = self._spec
+        return float("nan") if spec.mode.endswith(GRAPH) else peak_mb(spec.device) - self._before
 
 
 def _training(spec: Spec) -> tuple[Step, float]:
@@ -142,7 +141,7 @@ def _training(spec: Spec) -> tuple[Step, float]:
     from starshift.ops import use_kernel
 
     build = _builder(spec)
-    before = _resident_mb(spec.device)
+    before = resident_mb(spec.device)
     model = build().to(spec.device).train()
     mode = spec.mode.removesuffix(GRAPH)
     last = mode not in ("timm", "timm compile")
@@ -190,7 +189,7 @@ def _inference(spec: Spec, folder: Path) -> tuple[Step, float]:
 
     images = torch.randn(spec.batch, 3, spec.size, spec.size)
     build = _builder(spec)
-    before = _resident_mb(spec.device)
+    before = resident_mb(spec.device)
     if spec.mode == RUNTIME:
         return _runtime(spec, folder, images.numpy()), before
     model = build().eval()
@@ -283,32 +282,3 @@ def shifts_to_depthwise(model: Any) -> Any:
             elif isinstance(child, Shift2d):
                 setattr(parent, name, depthwise(sum(n for n, _, _ in child.offsets)))
     return model
-
-
-def _status_mb(field: str) -> float:
-    """A field of Linux's account of this process; not a number elsewhere."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), float("nan"))
-
-
-def _resident_mb(device: str) -> float:
-    return _status_mb("VmRSS") if device == "cpu" else 0.0
-
-
-def _forget_peak(device: str) -> None:
-    """What compilers needed in the first step is not what a step needs."""
-    if device != "cpu":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mb(device: str) -> float:
-    if device == "cpu":
-        return _status_mb("VmHWM")
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**20

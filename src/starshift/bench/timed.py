@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from starshift.bench.forms import COMPILE, EAGER, INT8, KERNELS, TIMM_ONNX, TORCH, Form
-from starshift.bench.sides import _forget_peak, _peak_mb, _resident_mb
+from starshift.bench.memory import forget_peak, peak_mb, resident_mb
 from starshift.bench.subjects import Facts, Subject, facts_of, open_subject
 from starshift.deploy import get_target
 from starshift.deploy._source import Source
@@ -52,8 +52,8 @@ class Timed:
         make = _torch_form if form.target in TORCH else _timms_file if form.target == TIMM_ONNX else _exported
         load = make(subject, form, file, batch, size)
         gc.collect()
-        self._before = _resident_mb("cpu")
-        _forget_peak("cpu")
+        self._before = resident_mb("cpu")
+        forget_peak("cpu")
         start = time.perf_counter()
         self._run = load()
         self._load_s = time.perf_counter() - start
@@ -78,7 +78,7 @@ class Timed:
 
     def memory_mb(self) -> float:
         """At its peak beyond what the process held before it loaded the network; not a number off Linux."""
-        return _peak_mb("cpu") - self._before
+        return peak_mb("cpu") - self._before
 
 
 class Workshop:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from starshift.bench.ceiling import ceiling, require_device
@@ -43,12 +43,13 @@ def bench_training(
     rounds: int = 7,
     device: str = "cpu",
     say: Say = lambda text: None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Time training steps (forward, cross-entropy, backward, fused AdamW) of our networks and their peers in turns.
 
-    A row for ours and for each peer: images a second, ``ratio`` (median over rounds of its seconds by ours), the memory
-    that a step needs at its peak beyond what was in use before the network was built. Each side is a process of its
-    own. A peer whose first step takes three times the best peer's is not timed further.
+    Yields a row for ours and for each peer when a model's are measured: images a second, ``ratio`` (median over rounds
+    of its seconds by ours), the memory that a step needs at its peak beyond what was in use before the network was
+    built. Each side is a process of its own. A peer whose first step takes three times the best peer's is not timed
+    further.
 
     Args:
         models: names; default :data:`MODELS`. One of timm's is run by :func:`starshift.accelerate`.
@@ -67,7 +68,6 @@ def bench_training(
     require_device(device)
     if amp not in AMP:
         raise StarshiftError(f"amp is one of {', '.join(AMP)}, not '{amp}'")
-    rows = []
     for model in models or MODELS:
         peers = _chosen(modes, _peers_of(model, device))
         small = model.startswith("shiftresnet")
@@ -81,11 +81,8 @@ def bench_training(
         macs = _macs(model, options["size"])
         ours = (OURS,) if device == "cpu" else (OURS + GRAPH, OURS)
         sides = [Side(Spec(model, mode, **options)) for mode in (*ours, *peers)]
-        rows += [
-            {**_common("training", side, sides[0], rounds), **_training_columns(side, macs), **provenance()}
-            for side in _take_turns(sides, rounds, say)
-        ]
-    return rows
+        for side in _take_turns(sides, rounds, say):
+            yield {**_common("training", side, sides[0], rounds), **_training_columns(side, macs), **provenance()}
 
 
 def bench_inference(
@@ -97,14 +94,13 @@ def bench_inference(
     modes: Sequence[str] = (),
     rounds: int = 15,
     say: Say = lambda text: None,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Time the answer to ``batch`` images in eval mode: ours (eager; and with batch norms folded), timm's in channels
     last, and the exported file in ONNX Runtime. Arguments and rows as :func:`bench_training`.
 
     Raises:
         StarshiftError: an unknown model or mode; or our own side failed.
     """
-    rows = []
     for model in models or MODELS[:1]:
         network = PEERS[0] if _is_timms(model) else REFERENCE_SHIFTS
         others = _chosen(modes, (OURS_FOLDED, network, RUNTIME))
@@ -112,16 +108,9 @@ def bench_inference(
         sides = [
             Side(Spec(model, mode, batch, side_of, threads or _threads(), inference=True)) for mode in (OURS, *others)
         ]
-        rows += [
-            {
-                **_common("inference", side, sides[0], rounds),
-                "latency_ms": _milliseconds(side),
-                "note": side.note,
-                **provenance(),
-            }
-            for side in _take_turns(sides, rounds, say)
-        ]
-    return rows
+        for side in _take_turns(sides, rounds, say):
+            common = _common("inference", side, sides[0], rounds)
+            yield {**common, "latency_ms": _milliseconds(side), "note": side.note, **provenance()}
 
 
 def _take_turns(sides: list[Side], rounds: int, say: Say) -> list[Side]:

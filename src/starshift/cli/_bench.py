@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
 
-from starshift.errors import nearest
+from starshift.errors import StarshiftError, nearest
 
 DEFAULT, WEB = "deploy", "web"
+Row = dict[str, Any]
 
 
 class Suites(TyperGroup):
@@ -39,16 +41,36 @@ class Suites(TyperGroup):
 
 
 def appendable(path: Path | None) -> Path | None:
-    """``--out`` as it is, refused before anything is measured where no row could be appended to it."""
+    """``--out`` as it is, refused before anything is measured where no row could be appended to it, or where a figure
+    drawn beside it could take its place."""
     if path is not None:
+        if path.suffix.lower() != ".csv":
+            raise StarshiftError(f"--out is a table: give a name that ends in .csv, not '{path.name}'")
         from starshift.bench.rows import check_appendable
 
         check_appendable(path)
     return path
 
 
-def report(rows: list[dict[str, Any]], titles: dict[str, str], out: Path | None, as_json: bool) -> None:
-    """Print the rows (the columns that ``titles`` names, or all as JSON), then append them to ``out``."""
+def report(rows: Iterable[Row], titles: dict[str, str], out: Path | None, as_json: bool) -> list[Row]:
+    """Append each row to ``out`` as it comes, then print all, as :func:`show` does: also those before a failure or
+    Ctrl-C."""
+    from starshift.bench.rows import append_row
+
+    measured: list[Row] = []
+    try:
+        for row in rows:
+            measured.append(row)
+            if out is not None:
+                append_row(out, row)
+    finally:
+        if measured:
+            show(measured, titles, as_json)
+    return measured
+
+
+def show(rows: list[Row], titles: dict[str, str], as_json: bool) -> None:
+    """Print the rows: the columns that ``titles`` names, or all as JSON."""
     if as_json:
         import json
 
@@ -57,14 +79,9 @@ def report(rows: list[dict[str, Any]], titles: dict[str, str], out: Path | None,
         typer.echo(json.dumps(rows, indent=2))
     else:
         _print_table(rows, titles)
-    if out is not None:
-        from starshift.bench.rows import append_row
-
-        for row in rows:
-            append_row(out, row)
 
 
-def _print_table(rows: list[dict[str, Any]], titles: dict[str, str]) -> None:
+def _print_table(rows: list[Row], titles: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from starshift.cli._bench import Suites, appendable, report
+from starshift.cli._bench import Row, Suites, appendable, report, show
 from starshift.cli._options import Json
 from starshift.errors import StarshiftError
 
@@ -80,7 +81,7 @@ def deploy(
         data=data,
         say=_say,
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     try:
         for group in measured:
             rows += group
@@ -92,7 +93,7 @@ def deploy(
             titles |= {"threads": "threads", "latency_ms": "median ms", "p5_ms": "p5", "p95_ms": "p95"}
             titles |= {"images_per_s": "images/s", "first_ms": "first ms", "load_ms": "load ms"}
             titles |= {"memory_mb": "memory MB", "file_mb": "file MB", "top1": "top-1 %"}
-            report([row for row in rows if as_json or row["latency_ms"]], titles, None, as_json)
+            show([row for row in rows if as_json or row["latency_ms"]], titles, as_json)
             for row in rows:  # beside the numbers a sentence would leave them no room
                 if row["note"]:
                     _say(f"{row['model']}, {row['target']} {row['precision']}: {row['note']}")
@@ -153,19 +154,19 @@ def loader(
     from starshift.bench.photographs import make_photographs
 
     options: dict[str, Any] = {"size": size, "images": images, "rounds": rounds, "batch_size": batch_size}
-    rows = []
-    if data is not None:
-        rows = bench_loader(data, on_round=_say, **options)
-    else:
-        for text in make or PHOTOGRAPHS:
-            width, height = _width_height(text)
+    sizes = [] if data else [(text, *_width_height(text)) for text in make or PHOTOGRAPHS]
+
+    def rows() -> Iterator[Row]:
+        if data is not None:
+            yield from bench_loader(data, on_round=_say, **options)
+        for text, width, height in sizes:
             with tempfile.TemporaryDirectory(prefix="starshift-bench-") as folder:
                 _say(f"making photographs of {text} pixels")
                 make_photographs(Path(folder), max(64, 2 * batch_size), width, height)
-                label = f"made photographs {text}"
-                rows += bench_loader(Path(folder), label=label, on_round=_say, **options)
+                yield from bench_loader(Path(folder), label=f"made photographs {text}", on_round=_say, **options)
+
     titles = {"images": "images", "path": "path", "ours_images_per_s": "starshift /s"}
-    report(rows, titles | {"peer_images_per_s": "torchvision + PIL /s", **RATIO}, out, as_json)
+    report(rows(), titles | {"peer_images_per_s": "torchvision + PIL /s", **RATIO}, out, as_json)
 
 
 @app.command()
@@ -194,8 +195,8 @@ def predict(
             _say(f"making {images} photographs of {make} pixels")
             make_photographs(data, images, *_width_height(make))
         rows = bench_predict(data, model=model, formats=_names(formats), rounds=rounds, label=label, say=_say)
-    titles = {"model": "model", "format": "format", "count": "images", "ours_images_per_s": "starshift /s"}
-    report(rows, titles | {"peer_images_per_s": "timm /s", **RATIO}, out, as_json)
+        titles = {"model": "model", "format": "format", "count": "images", "ours_images_per_s": "starshift /s"}
+        report(rows, titles | {"peer_images_per_s": "timm /s", **RATIO}, out, as_json)
 
 
 @app.command()
@@ -217,20 +218,17 @@ def operators(
     """Forward and backward of every operator's kernels, beside plain PyTorch, and the machine's ceilings."""
     from starshift.bench.operators import bench_operators
 
-    rows = bench_operators(
-        _names(only),
-        _names(cases),
-        dtypes=_names(dtypes),
-        threads=threads,
-        rounds=rounds,
-        device=device,
-        on_row=lambda row: _say(f"{row['operator']} {row['case']} {row['dtype']}: {row['ratio']:.2f}"),
-    )
+    shared: dict[str, Any] = {"dtypes": _names(dtypes), "threads": threads, "rounds": rounds, "device": device}
+
+    def rows() -> Iterator[Row]:
+        for row in bench_operators(_names(only), _names(cases), **shared):
+            _say(f"{row['operator']} {row['case']} {row['dtype']}: {row['ratio']:.2f}")
+            yield row
+
     titles = {"operator": "operator", "case": "case", "dtype": "dtype", "kernel": "kernel", "ours_ms": "starshift ms"}
     titles |= {"peer": "peer", "peer_ms": "peer ms", **RATIO, "gflops": "GFLOP/s", "gbs": "GB/s"}
-    report(rows, titles, out, as_json)
+    first = report(rows(), titles, out, as_json)[0]
     if not as_json:
-        first = rows[0]
         typer.echo(
             f"ceilings on {first['threads']} thread(s): {first['peak_gflops']} GFLOP/s, {first['peak_gbs']} GB/s"
         )
@@ -280,9 +278,11 @@ def accuracy(
     from starshift.bench.accuracy import bench_accuracy
     from starshift.cli._progress import progress_bar
 
-    with progress_bar("eval") as advance:
-        rows = bench_accuracy(run, data, on_progress=advance)
-    report(rows, {"model": "model", "evaluated": "evaluated", "top1": "top-1 %", "n": "images"}, out, as_json)
+    def rows() -> Iterator[Row]:
+        with progress_bar("eval") as advance:
+            yield from bench_accuracy(run, data, on_progress=advance)
+
+    report(rows(), {"model": "model", "evaluated": "evaluated", "top1": "top-1 %", "n": "images"}, out, as_json)
 
 
 @app.command()
