@@ -269,6 +269,7 @@ def test_the_default_folder_counts_up(tiny_data: Path, tmp_path: Path, monkeypat
         ({"recipe": "quik"}, "Did you mean 'quick'"),
         ({"epohcs": 3}, "Did you mean 'epochs'"),
         ({"opt": "sgdd"}, "no optimiser 'sgdd'"),
+        ({"opt": "sgd", "momentum": 0.0}, "opt sgd cannot be made with .*momentum 0, .*: Nesterov momentum requires"),
         ({"aa": "randaugment9"}, "aa"),
         ({"devices": "tpu"}, "devices is auto"),
         ({"devices": "cuda:1"}, "give the number alone .--devices 1.*CUDA_VISIBLE_DEVICES=1"),

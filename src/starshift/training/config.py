@@ -142,6 +142,8 @@ class TrainConfig:
             "lr_base_size",
             "clip_grad",
             "layer_decay",
+            "decay_epochs",
+            "decay_rate",
         )
         for name in above_zero:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
@@ -174,6 +176,8 @@ class TrainConfig:
             "smoothing",
             "val_fraction",
             "model_ema_decay",
+            "momentum",
+            "pct_start",
         )
         for name in shares:
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:

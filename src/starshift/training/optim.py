@@ -36,17 +36,25 @@ def check_optimizer(config: TrainConfig) -> None:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    """timm's optimiser of that name over the model's parameters, in its groups (no decay on norms, layer decay)."""
+    """timm's optimiser of that name over the model's parameters, in its groups (no decay on norms, layer decay).
+
+    Raises:
+        StarshiftError: timm has none of the name, or it cannot be made with these settings.
+    """
     check_optimizer(config)
-    return create_optimizer_v2(
-        model,
-        opt=config.opt,
-        lr=lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        filter_bias_and_bn=config.filter_bias_and_bn,
-        layer_decay=config.layer_decay,
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.opt,
+            lr=lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=config.filter_bias_and_bn,
+            layer_decay=config.layer_decay,
+        )
+    except (ValueError, TypeError, AssertionError, NotImplementedError, ImportError) as error:
+        how = f"lr {lr:g}, momentum {config.momentum:g}, weight_decay {config.weight_decay:g}"
+        raise StarshiftError(f"opt {config.opt} cannot be made with {how}: {error}") from error
 
 
 def make_schedule(

@@ -18,7 +18,7 @@ from starshift.preprocessing import Preprocessing
 from starshift.training.config import TrainConfig, override
 from starshift.training.display import Display
 from starshift.training.machine import choose_devices, choose_workers, device_name, kernels_name, process_rank
-from starshift.training.optim import check_optimizer, learning_rate
+from starshift.training.optim import check_optimizer, learning_rate, make_optimizer
 
 SMALL = 64  # pixels: images this wide and high at most are small ones, for which there are models of their own
 NEEDED = 32  # pixels that smaller images are enlarged to for models that do not say what they need
@@ -124,6 +124,8 @@ def set_up(config: TrainConfig, display: Display, resumed: bool = False, began: 
     if preprocessing.size[0] == preprocessing.size[1]:
         config = override(config, img_size=preprocessing.size[0])
     training, validation = make_loaders(config, source, preprocessing, accelerator, processes)
+    lr = learning_rate(config, config.batch_size * config.grad_accum_steps * processes)
+    make_optimizer(network, config, lr)  # the task makes its own; a mistake is told before there is a folder
     return Setup(
         config=config,
         source=source,
@@ -133,7 +135,7 @@ def set_up(config: TrainConfig, display: Display, resumed: bool = False, began: 
         processes=processes,
         training=training,
         validation=validation,
-        lr=learning_rate(config, config.batch_size * config.grad_accum_steps * processes),
+        lr=lr,
         fingerprint=fingerprint,
     )
 
