@@ -40,6 +40,7 @@ def quantised(digits: Path, tmp_path_factory: pytest.TempPathFactory):  # type: 
     def make(name: str) -> Exported:
         if name not in made:
             made[name] = export_checked(digits, name, folder, quantize="int8", max_drop=1.5)
+            assert made[name].path.name == f"model-int8{get_target(name).suffix}"
         return made[name]
 
     return make

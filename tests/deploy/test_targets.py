@@ -157,6 +157,7 @@ def test_openvino_computes_in_float32_unless_told_otherwise(exported, tiny: Path
     hint = "INFERENCE_PRECISION_HINT"
     assert full.compiled.get_property(hint).to_string() == "f32"  # type: ignore[attr-defined]
     done = export_checked(tiny, "openvino", tmp_path, data=labelled, precision="bf16")
+    assert done.path.name == "model-bf16.openvino", "beside the float32 one"
     half = load_exported(done.path)
     assert half.metadata.precision == done.precision == "bf16"  # type: ignore[attr-defined]
     assert half.compiled.get_property(hint).to_string() == "bf16"  # type: ignore[attr-defined]

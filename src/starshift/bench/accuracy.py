@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starshift.bench.rows import provenance
+from starshift.deploy import load_exported
 from starshift.errors import StarshiftError
 from starshift.infer import evaluate
 
@@ -43,7 +44,7 @@ def bench_accuracy(
         result = evaluate(target, data, on_progress=on_progress)
         yield {
             "model": settings["model"],
-            "evaluated": "PyTorch" if target == run else target.suffix.lstrip(".").upper(),
+            "evaluated": "PyTorch" if target == run else _what(target),
             "n": result.n,
             "top1": round(result.top1, 3),
             "top5": round(result.top5, 3),
@@ -54,6 +55,13 @@ def bench_accuracy(
             "settings": json.dumps(settings, sort_keys=True),
             **provenance(),
         }
+
+
+def _what(file: Path) -> str:
+    """``ONNX``, or ``ONNX int8`` and so on."""
+    precision = load_exported(file).metadata.precision
+    kind = file.suffix.lstrip(".").upper()
+    return kind if precision == "fp32" else f"{kind} {precision}"
 
 
 def _settings(config_file: Path) -> dict[str, Any]:

@@ -19,7 +19,10 @@ def command(
         typer.Argument(metavar="RUN|MODEL", help="A run or model folder, or one of 'starshift models'."),
     ],
     format: Annotated[str, typer.Option("--format", "-f", help="Kind of file; see 'starshift info'.")] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: in the run's folder, or here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Default: model.onnx or model-int8.onnx in the run's folder, or here."),
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Images to check on; default: the run's.")] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", help="Weights for a model's name; else random.")

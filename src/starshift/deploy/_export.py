@@ -73,7 +73,8 @@ def export(
     Args:
         source: run folder, model folder, ``local-dir:...``, ``hf-hub:...``, or the name of an architecture.
         format: a target: the name of a file in ``starshift/deploy``.
-        out: file or existing folder; default: ``model.onnx`` in the run's folder; else ``NAME.onnx`` here.
+        out: file or existing folder; default: ``model.onnx`` in the run's folder; else ``NAME.onnx`` here; in another
+            precision than the format's first ``model-int8.onnx`` and so on.
         data: images to check with (as ``eval`` takes them); default: the run's validation images, else seeded noise.
         checkpoint: weights for the name of an architecture.
         pretrained: the published weights for the name of an architecture; without either they are random.
@@ -127,7 +128,7 @@ def export_checked(
     if not network.trained:
         say(f"warning: {network.name} has random weights and names nothing right: give --checkpoint or --pretrained")
     images, checked_on = _check_images(network, data)
-    final = _final_path(network, target, out)
+    final = _final_path(network, target, precision, out)
     partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
     try:
         judged = open_images(network, data) if quantize else None
@@ -201,8 +202,10 @@ def _write(
         raise StarshiftError(f"{network.name} cannot be written as {target.name}: {reason}") from error
 
 
-def _final_path(network: Source, target: Target, out: str | Path | None) -> Path:
-    default = f"model{target.suffix}" if network.folder else f"{network.name}{target.suffix}"
+def _final_path(network: Source, target: Target, precision: str, out: str | Path | None) -> Path:
+    """Where the file goes: by default each precision has a name of its own, so that none takes another's place."""
+    stem = "model" if network.folder else network.name
+    default = (stem if precision == next(iter(target.precisions)) else f"{stem}-{precision}") + target.suffix
     if out is None:
         final = (network.folder or Path()) / default
     else:
