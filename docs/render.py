@@ -7,6 +7,7 @@ or of ``_deploy.py``.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +73,7 @@ def cifar10() -> str:
             f"{float(r['top1']):.2f}",
             f"{float(r['top5']):.2f}",
             r["n"],
+            json.loads(r["settings"])["recipe"],
             r["epochs"],
             f"{float(r['train_seconds']) / 60:.0f}",
             r["cpu"] + f", {r['cores']} cores",
@@ -79,8 +81,8 @@ def cifar10() -> str:
         )
         for r in read("cifar10.csv")
     ]
-    header = ("model", "evaluated", "top-1 %", "top-5 %", "test images", "epochs", "training, min", "machine", "commit")
-    return table(header, rows)
+    header = ("model", "evaluated", "top-1 %", "top-5 %", "test images", "recipe", "epochs", "training, min")
+    return table((*header, "machine", "commit"), rows)
 
 
 def loader() -> str:

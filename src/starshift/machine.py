@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +45,26 @@ def checkout() -> Path | None:
     """The root of the git checkout that this package runs from; None for an installed one, wherever that lies."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / ".git").exists() else None
+
+
+def source_commit(folder: Path | None = None) -> str:
+    """The commit of the sources, twelve digits, with ``+`` where they have uncommitted changes; empty outside a
+    checkout."""
+    folder = folder or checkout()
+    if folder is None:
+        return ""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", git("rev-parse", "--show-cdup") + "src")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if changed else "")
 
 
 def cores() -> int:

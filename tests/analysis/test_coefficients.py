@@ -111,17 +111,19 @@ def test_our_starnet_and_timms_give_the_same() -> None:
         coefficient_stats(create_model("shiftresnet20"))
 
 
-def test_standardised_coefficients_are_those_before_the_norm() -> None:
-    model = randomise(create_model("starnet_s050_32px")).double()
+@pytest.mark.parametrize("name", ["starnet_s050_32px", "starshift_s_32px"])
+def test_standardised_coefficients_are_those_before_the_norm(name: str) -> None:
+    model = randomise(create_model(name)).double()
     block = model.stages[0][1]
-    norm, (found, *_) = block.dwconv.bn, find_branches(model, standardised=True)
+    found, *_ = find_branches(model, standardised=True)
+    norm = block.norm if name == "starshift_s_32px" else block.dwconv.bn
     z = torch.randn(2, norm.num_features, 3, 3, dtype=f64)  # what the norm scales and shifts
     y = block.f2(z * norm.weight[:, None, None] + norm.bias[:, None, None])
     constant = torch.cat((z, torch.ones_like(z[:, :1])), 1)
     assert_close("second branch", torch.einsum("kc,nchw->nkhw", found.second, constant), y)
     plain, other = coefficient_stats(model), coefficient_stats(model, standardised=True)
     assert plain[0].effective_terms != other[0].effective_terms
-    untrained = create_model("starnet_s050_32px")
+    untrained = create_model(name)
     assert coefficient_stats(untrained) == coefficient_stats(untrained, standardised=True)
 
 

@@ -20,12 +20,12 @@ from starshift.bench import append_row, provenance, read_rows
 from starshift.bench.clock import Paired, paired
 from starshift.bench.photographs import make_photographs
 from starshift.bench.predict import bench_predict
-from starshift.bench.rows import check_appendable, git_commit
+from starshift.bench.rows import check_appendable
 from starshift.cli._bench import report
 from starshift.cli.bench import app as suites
 from starshift.cli.main import app
 from starshift.errors import StarshiftError
-from starshift.machine import checkout, machine_facts, versions
+from starshift.machine import checkout, machine_facts, source_commit, versions
 
 
 def test_machine_and_versions() -> None:
@@ -123,7 +123,7 @@ def test_commit_is_marked_where_sources_are_changed(tmp_path: Path) -> None:
             ["git", "-C", str(tmp_path), *who, *args], capture_output=True, text=True, check=True
         ).stdout
 
-    assert git_commit(tmp_path) == ""
+    assert source_commit(tmp_path) == ""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.py").write_text("1")
     (tmp_path / "b.txt").write_text("1")
@@ -132,9 +132,9 @@ def test_commit_is_marked_where_sources_are_changed(tmp_path: Path) -> None:
     git("commit", "-q", "-m", "first")
     commit = git("rev-parse", "HEAD")[:12]
     (tmp_path / "b.txt").write_text("2")
-    assert git_commit(tmp_path / "src") == commit
+    assert source_commit(tmp_path / "src") == commit
     (tmp_path / "src" / "a.py").write_text("2")
-    assert git_commit(tmp_path / "src") == git_commit(tmp_path) == commit + "+"
+    assert source_commit(tmp_path / "src") == source_commit(tmp_path) == commit + "+"
 
 
 def test_paired_timings_alternate_and_compare() -> None:
@@ -227,6 +227,6 @@ def test_bench_predict_mistakes(tmp_path: Path) -> None:
 
 
 def test_an_installed_package_names_no_commit_of_the_repository_it_lies_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(git_commit().removesuffix("+")) >= 12 or checkout() is None
-    monkeypatch.setattr("starshift.bench.rows.checkout", lambda: None)
-    assert git_commit() == ""
+    assert len(source_commit().removesuffix("+")) >= 12 or checkout() is None
+    monkeypatch.setattr("starshift.machine.checkout", lambda: None)
+    assert source_commit() == ""

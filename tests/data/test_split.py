@@ -33,7 +33,7 @@ def moved(before: tuple, after: tuple) -> int:
     return len(train & val_after) + len(val & train_after)
 
 
-def test_by_position_is_as_it_has_always_been() -> None:
+def test_a_split_by_position_is_as_it_has_always_been() -> None:
     images = numbered(0)
     images.targets = [1, 1, 0, 1, 2, 1, 1, 1, 1, 1, 2, 0, 2, 0, 1, 0, 0, 2, 1, 2]
     images.classes, images.files = ("a", "b", "c"), [str(i) for i in range(20)]
@@ -72,7 +72,6 @@ def test_a_folder_is_split_by_name(make_folder: MakeFolder) -> None:
     after = open_data(root, boundaries=before.boundaries)
     assert keys(after.val) == held and after.root == root.resolve()
     assert len(held ^ keys(open_data(root).val)) <= 2
-    assert keys(open_data(root, by_position=True).val) != held
 
 
 def fingerprint(root: Path, **options: object) -> Fingerprint:

@@ -82,7 +82,7 @@ def test_of_data_that_changed_it_is_said(photos: Path, capsys: pytest.CaptureFix
 
 def test_without_a_fingerprint_the_path_decides(photos: Path, tmp_path: Path) -> None:
     network = Same(replace(trained_on(photos), fingerprint={}))
-    old = open_data(photos, seed=5, by_position=True).val
+    old = open_data(photos, seed=5).val
     found = evaluate(network, photos, workers=0)
     assert found.held_out and [c.n for c in found.classes] == [old.targets.count(i) for i in range(3)]
     assert evaluate(network, shutil.copytree(photos, tmp_path / "copy"), workers=0).n == 60

@@ -58,7 +58,7 @@ def test_kernels_take_explicit_allocations(name: str) -> None:
         with kernel:
             model(x).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.levels.parameters()]))
-    assert_close("gradients", gradients[0], gradients[1])
+    assert_close("gradients", gradients[0], gradients[1], times=4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from starshift.data import Fingerprint, open_data
 from starshift.errors import StarshiftError
 from starshift.infer import evaluate
-from starshift.training import Run, TrainConfig, TrainingInterrupted, train
+from starshift.training import Run, TrainingInterrupted, train
+from tests.data.test_named import write_shard
 from tests.training.conftest import Train
 from tests.training.test_resume import signal_after
 
@@ -123,18 +122,15 @@ def test_the_data_are_found_from_another_folder(
     assert go_on(run)[0].summary["epochs"] == 2
 
 
-def test_a_run_from_before_there_were_fingerprints(photos: Path, begun: Run) -> None:
-    last, model = begun.path / "checkpoints" / "last.ckpt", begun.path / "model" / "config.json"
-    checkpoint, config = torch.load(last, weights_only=True), json.loads(model.read_text())
-    del checkpoint["callbacks"]["EpochKeeper"]["data"], config["starshift"]["data"]
-    torch.save(checkpoint, last)
-    model.write_text(json.dumps(config))
-    by_position = open_data(photos, seed=TrainConfig().seed, by_position=True).val
-    for epochs in (2, 3):
-        resumed = train(resume=begun.path, epochs=epochs, quiet=True)
-        assert held_out(resumed.path) == {by_position.key(i) for i in range(12)}
-    found = evaluate(begun.path, photos)
-    assert found.held_out and found.n == 12 and found.top1 == pytest.approx(resumed.best_top1, abs=1e-3)
+def test_shards_are_found_from_another_folder(
+    tmp_path: Path, tiny_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "shards" / "x-train-0000.tar", [(f"a/{i:03}", i % 2) for i in range(12)])
+    write_shard(tmp_path / "shards" / "x-validation-0000.tar", [(f"v/{i:03}", i % 2) for i in range(4)])
+    monkeypatch.chdir(tmp_path)
+    run = tiny_train(data="wds/shards", epochs=1, img_size=16)
+    monkeypatch.chdir("/")
+    assert go_on(run)[0].summary["epochs"] == 2
 
 
 def test_where_it_cannot_be_told_what_was_held_out(photos: Path) -> None:

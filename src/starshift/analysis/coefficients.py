@@ -59,12 +59,13 @@ class CoefficientStats:
 
 @torch.no_grad()
 def coefficient_stats(model: nn.Module, bias: bool = True, standardised: bool = False) -> list[CoefficientStats]:
-    """One entry a block of our DemoNet or StarNet or of timm's StarNet, in the order of the forward pass.
+    """One entry a block of our DemoNet, StarNet or StarShift or of timm's StarNet, in the order of the forward pass.
 
     Args:
         model: trained or not; left as it is.
         bias: count the terms of degree 1 and 0, which biases make.
-        standardised: coefficients of inputs with mean 0 and variance 1, see :func:`find_branches`; for StarNet.
+        standardised: coefficients of inputs with mean 0 and variance 1, see :func:`find_branches`; for StarNet and
+            StarShift.
 
     Raises:
         StarshiftError: a model without such blocks.

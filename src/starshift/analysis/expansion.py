@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from starshift.errors import StarshiftError
+from starshift.layers.coefficients import fold_bias
 
 
 def monomial_count(inputs: int, bias: bool = True) -> int:
@@ -70,11 +71,6 @@ def star_coefficients(w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | No
     i, j = torch.triu_indices(w1.shape[1], w1.shape[1], device=w1.device)
     crossed = w1[:, i] * w2[:, j] + w1[:, j] * w2[:, i]
     return torch.where(i == j, crossed / 2, crossed)
-
-
-def fold_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(K, d) and (K,) to (K, d + 1): the bias is the weight of a channel that is 1; without one the weight as it is."""
-    return weight if bias is None else torch.cat((weight, bias[:, None]), 1)
 
 
 def stacked_count(inputs: int, layers: int) -> int:

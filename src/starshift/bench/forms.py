@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from starshift.errors import StarshiftError, nearest
+
+if TYPE_CHECKING:
+    from starshift.deploy._target import Target
 
 EAGER, COMPILE, KERNELS = "eager", "compile", "kernels"
 TORCH = {
@@ -41,11 +44,9 @@ class Form:
         return self.target not in TORCH
 
 
-def precisions(target: Any) -> tuple[str, ...]:
-    """The precisions that an export target writes, int8 among them where it can quantise; float32 alone where it does
-    not say."""
-    int8 = getattr(target, "int8_packages", None) is not None
-    return (*getattr(target, "precisions", (FLOAT32,)), *((INT8,) if int8 else ()))
+def precisions(target: Target) -> tuple[str, ...]:
+    """The precisions that an export target writes, int8 among them where it can quantise."""
+    return (*target.precisions, *(() if target.int8_packages is None else (INT8,)))
 
 
 def all_forms() -> list[Form]:
@@ -79,9 +80,8 @@ def missing(form: Form) -> str | None:
 
     if form.target in TORCH:
         return None
-    target: Any = get_target(form.format)
-    never = getattr(target, "why_not_here", lambda: None)()
-    return never or (target.missing(int8=True) if form.precision == INT8 else target.missing())
+    target = get_target(form.format)
+    return target.why_not_here() or target.missing(int8=form.precision == INT8)
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

@@ -5,40 +5,19 @@ from __future__ import annotations
 
 import csv
 import datetime
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from starshift.errors import StarshiftError
-from starshift.machine import checkout, machine_facts, versions
+from starshift.machine import machine_facts, source_commit, versions
 
 
 def provenance() -> dict[str, Any]:
     """Date (UTC), commit, machine and versions: the columns that every row has."""
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
-    return {"date": date, "commit": git_commit(), **machine_facts(), **versions()}
-
-
-def git_commit(folder: Path | None = None) -> str:
-    """The commit of the sources, twelve digits, with ``+`` where they have uncommitted changes; empty outside a
-    checkout."""
-    folder = folder or checkout()
-    if folder is None:
-        return ""
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", git("rev-parse", "--show-cdup") + "src")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit + ("+" if changed else "")
+    return {"date": date, "commit": source_commit(), **machine_facts(), **versions()}
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:

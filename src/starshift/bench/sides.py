@@ -252,13 +252,10 @@ def _builder(spec: Spec) -> Callable[[], Any]:
         return lambda: shifts_to_depthwise(starshift.create_model(spec.model, **arguments))
     if spec.model in list_models():
         return lambda: starshift.create_model(spec.model, **arguments)
-    accelerate = getattr(starshift, "accelerate", None)
-    if accelerate is None:
-        raise StarshiftError(f"{spec.model} is timm's, and this version has no starshift.accelerate")
 
     def accelerated() -> Any:
         model = timm.create_model(spec.model, **arguments)
-        accelerate(model)
+        starshift.accelerate(model)
         return model
 
     return accelerated

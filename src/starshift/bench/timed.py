@@ -141,8 +141,7 @@ def _export_by_timm(model: Any, side: tuple[int, int], path: str) -> None:
 
 def _import(form: Form) -> None:
     """What loading would import otherwise, so that it is in no time and in no memory that is measured."""
-    target = None if form.target in TORCH else get_target(form.format)
-    for package in getattr(target, "runtime", ()):
+    for package in () if form.target in TORCH else get_target(form.format).runtime:
         import_module(package)
     for name in IMPORTS.get(form.target, ()):
         with suppress(ModuleNotFoundError):  # of another version, which imports what it has as it loads

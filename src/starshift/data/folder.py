@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from starshift.data.images import FileImages, ImageSet
-from starshift.data.split import split, split_by_name
+from starshift.data.split import split_by_name
 from starshift.errors import StarshiftError, nearest, quoted
 
 EXTENSIONS = frozenset(
@@ -138,7 +138,6 @@ def open_folder(
     seed: int,
     channels: int,
     boundaries: Mapping[str, float] | None = None,
-    by_position: bool = False,
 ) -> OpenedFolder:
     """Open a folder that holds train/ and val/, or one folder per class; see :func:`starshift.data.open_data`.
 
@@ -168,8 +167,6 @@ def open_folder(
         return OpenedFolder(images, found_val.images(classes, channels), notes)
     why = f"{root} has no val/ with class folders: " if train_root else ""
     notes.append(f"{why}{val_fraction:.0%} of every class is held out for validation (seed {seed})")
-    if by_position:
-        return OpenedFolder(*split(images, val_fraction, seed), notes)
     train, val, boundaries = split_by_name(images, val_fraction, seed, boundaries)
     return OpenedFolder(train, val, notes, boundaries)
 

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from starshift.data.images import ArrayImages, FileImages, ImageSet
-from starshift.data.split import split
+from starshift.data.split import VAL_SPLITS, split
 from starshift.errors import StarshiftError, nearest, quoted
 
 DEFAULT_DIR = Path("~/.cache/starshift")
 TORCH_NAMES = tuple(
     "cifar10 cifar100 mnist kmnist fashion_mnist qmnist imagenet places365 inaturalist image_folder".split()  # noqa: SIM905
 )
-_VAL_SPLITS = ("validation", "val", "valid", "test")
 
 Opened = tuple[ImageSet, ImageSet, list[str]]
 
@@ -134,7 +133,7 @@ def _open_hfds(
             f"hfds/{name}/train has labels of {len(set(train.targets))} class(es), of which a classifier needs at least"
             f" two{'; ' + notes[0] if notes else ''}"
         )
-    for which in (s for s in _VAL_SPLITS if s in parts):
+    for which in (s for s in VAL_SPLITS if s in parts):
         val = _from_hugging_face(parts[which], f"hfds/{name}/{which}", channels, notes, train.classes)
         if len(val):
             return train, val, [*notes, f"validation uses the split {which!r}"]

@@ -16,10 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from starshift.data.folder import EXTENSIONS
 from starshift.data.images import ImageSet
-from starshift.data.split import split
+from starshift.data.split import VAL_SPLITS, split
 from starshift.errors import StarshiftError
-
-_VAL_SPLITS = ("validation", "val", "valid", "test")
 
 
 class ShardImages(ImageSet):
@@ -96,7 +94,7 @@ def open_shards(root: Path, *, val_fraction: float, seed: int, channels: int) ->
     if not shards:
         raise StarshiftError(f"no shards (*.tar) in {root}")
     train = [s for s in shards if "train" in _label(root, s)]
-    which = next((v for v in _VAL_SPLITS if any(v in _label(root, s) for s in shards if s not in train)), None)
+    which = next((v for v in VAL_SPLITS if any(v in _label(root, s) for s in shards if s not in train)), None)
     if train and which:
         val = [s for s in shards if s not in train and which in _label(root, s)]
         images, val_images = ShardImages(train, channels), ShardImages(val, channels)

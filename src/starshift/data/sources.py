@@ -56,7 +56,6 @@ def open_data(
     data_dir: str | Path | None = None,
     download: bool = False,
     boundaries: Mapping[str, float] | None = None,
-    by_position: bool = False,
 ) -> DataSource:
     """Open a data set for training.
 
@@ -72,7 +71,6 @@ def open_data(
             cache, wds/ in the working directory.
         download: fetch a named data set that is not there.
         boundaries: those of an earlier split of the folder, to put each image on the side it was on.
-        by_position: split a folder by the positions of its images, as the first runs did.
 
     Raises:
         StarshiftError: no such folder, no images, a single class, a class with a single image that would have to be
@@ -81,14 +79,7 @@ def open_data(
     name = str(spec)
     if not is_named(name):
         root = _existing(name)
-        found = open_folder(
-            root,
-            val_fraction=val_fraction,
-            seed=seed,
-            channels=channels,
-            boundaries=boundaries,
-            by_position=by_position,
-        )
+        found = open_folder(root, val_fraction=val_fraction, seed=seed, channels=channels, boundaries=boundaries)
         return DataSource(
             name,
             found.train.classes,
@@ -120,7 +111,6 @@ def open_eval_data(
     seed: int = 0,
     data_dir: str | Path | None = None,
     download: bool = False,
-    by_position: bool = False,
     train_too: bool = False,
 ) -> ImageSet:
     """Open labelled images to evaluate a model of ``classes`` on; targets are indices into ``classes``, matched by
@@ -132,7 +122,7 @@ def open_eval_data(
         classes: the model's class names. The data may lack some of them.
         val_fraction, seed: those of training. Given the very folder of class folders that a model was trained on,
             pass them to get the part that was held out; with None all its images are taken.
-        channels, data_dir, download, by_position: as for :func:`open_data`.
+        channels, data_dir, download: as for :func:`open_data`.
         train_too: of a folder that holds train/ but none of the above, take that.
 
     Raises:
@@ -150,7 +140,7 @@ def open_eval_data(
     if split_root is not None and not set(classes) & {p.name for p in root.iterdir() if p.is_dir()}:
         root = split_root
     elif val_fraction is not None:
-        opened = open_data(root, val_fraction=val_fraction, seed=seed, channels=channels, by_position=by_position)
+        opened = open_data(root, val_fraction=val_fraction, seed=seed, channels=channels)
         return _renumbered(opened.val, classes, name)
     found = scan(root)
     return _renumbered(found.images(list(found.files), channels), classes, str(root))

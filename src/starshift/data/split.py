@@ -21,6 +21,9 @@ from starshift.data.images import ImageSet, Selection
 from starshift.data.randomness import hashed, permutation
 from starshift.errors import StarshiftError, quoted
 
+VAL_SPLITS = ("validation", "val", "valid", "test")
+"""Names of the parts of named sets and shards to validate on, the first that is there."""
+
 
 def places(images: ImageSet, seed: int) -> NDArray[np.float64]:
     """A number in [0, 1) for each image, by its key and ``seed`` alone: float64 (N,)."""

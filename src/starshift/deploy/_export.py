@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from starshift.deploy._int8 import Images, Quantised, open_images, write_int8
-from starshift.deploy._metadata import Metadata, package_versions, source_commit
+from starshift.deploy._metadata import Metadata, package_versions
 from starshift.deploy._place import put_in_place, remove, size_of
 from starshift.deploy._source import CHECK_IMAGES, Source, noise_images, open_source
 from starshift.deploy._target import Target, get_target, require, targets
 from starshift.errors import StarshiftError
+from starshift.machine import source_commit
 
 MAX_DROP = 0.5  # points of top-1
 INT8 = 0.5  # relative error of int8 logits above which a file is broken, whatever its accuracy

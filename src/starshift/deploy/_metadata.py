@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,6 @@ from typing import Any
 from starshift import __version__
 from starshift.deploy._predictor import TrainedOn
 from starshift.errors import StarshiftError
-from starshift.machine import checkout
 from starshift.preprocessing import Preprocessing
 
 KEY = "starshift"  # its presence marks a file as ours; its value is the layout's number
@@ -113,15 +111,3 @@ def package_versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def source_commit() -> str:
-    """The git commit of the source tree this package runs from ("-dirty" if files differ), or "" outside a checkout."""
-    root = checkout()
-    if root is None:
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -41,10 +41,8 @@ class TrainedOn:
 
     @property
     def opening(self) -> dict[str, Any]:
-        """Options of ``open_data`` that divide the data as the training did."""
-        if not self.fingerprint:
-            return {**self.options, "by_position": True}
-        return {**self.options, "boundaries": self.fingerprint["boundaries"]}
+        """Options of ``open_data`` that divide the data as the training did, as far as it is known."""
+        return {**self.options, "boundaries": self.fingerprint.get("boundaries")}
 
 
 @runtime_checkable

@@ -214,7 +214,7 @@ def _open(predictor: Predictor, data: str) -> tuple[ImageSet, bool, str]:
     trained_on, channels = predictor.trained_on, predictor.preprocessing.channels
     by_path = trained_on.is_data(data)
     if not trained_on.fingerprint:
-        options = trained_on.opening if by_path else {}
+        options = dict(trained_on.options) if by_path else {}
         return open_eval_data(data, predictor.classes, channels=channels, **options), by_path, ""
     fingerprint = Fingerprint.from_dict(trained_on.fingerprint)
     options = dict(trained_on.options) if by_path and is_named(data) else {}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from starshift.layers.activation import Activation, activation
+from starshift.layers.activation import activation
 from starshift.layers.coefficients import PENALTIES, Branches, coefficient_penalty, find_branches
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.csc import CSC, PreActCSC
@@ -24,7 +24,6 @@ __all__ = [
     "PENALTIES",
     "SHIFTS",
     "SPACES",
-    "Activation",
     "Branches",
     "ConvBN",
     "DemoBlock",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from starshift.errors import StarshiftError, nearest
 from starshift.ops.star.reference import ACTIVATIONS
@@ -37,14 +37,3 @@ def add_branches(x1: Tensor, x2: Tensor, act: Callable[[Tensor], Tensor], placem
     if placement == "product":
         return act(x1 + x2)
     return act(x1) + (act(x2) if placement == "both" else x2)
-
-
-class Activation(nn.Module):
-    """An activation by name, for use in a sequence."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = one_of("act", name, ACTIVATIONS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return activation(self.name)(x)

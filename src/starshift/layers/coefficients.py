@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from starshift.errors import StarshiftError
 from starshift.layers.activation import one_of
 from starshift.layers.demo_block import DemoBlock
+from starshift.layers.star_shift_block import StarShiftBlock
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,20 @@ def find_branches(model: nn.Module, standardised: bool = False) -> Iterator[Bran
 
     Args:
         model: with such blocks, or without: then there is nothing.
-        standardised: take scale and shift of a batch norm right before the branches (StarNet) into their weights: the
-            coefficients are then those of inputs with mean 0 and variance 1, which can be compared with each other.
+        standardised: take scale and shift of a batch norm right before the branches (StarNet's, StarShift's) into their
+            weights: the coefficients are then those of inputs with mean 0 and variance 1, which can be compared with
+            each other.
     """
     for name, module in model.named_modules():
         block: Any = module
         if isinstance(block, DemoBlock):
             (w1, w2), (b1, b2) = block.f.weight.chunk(2), block.f.bias.chunk(2)
-            yield Branches(name, block.mode, _with_bias(w1, b1), _with_bias(w2, b2))
+            yield Branches(name, block.mode, fold_bias(w1, b1), fold_bias(w2, b2))
         elif all(isinstance(_conv(block, part), nn.Conv2d) for part in ("f1", "f2", "g")):
             f1, f2 = _conv(block, "f1"), _conv(block, "f2")
-            first, second = _with_bias(f1.weight.flatten(1), f1.bias), _with_bias(f2.weight.flatten(1), f2.bias)
-            norm = getattr(getattr(block, "dwconv", None), "bn", None)
+            first, second = fold_bias(f1.weight.flatten(1), f1.bias), fold_bias(f2.weight.flatten(1), f2.bias)
+            of_space = isinstance(block, StarShiftBlock)
+            norm = block.norm if of_space else getattr(getattr(block, "dwconv", None), "bn", None)
             if standardised and isinstance(norm, nn.BatchNorm2d) and norm.affine:
                 first, second = _after(norm, first), _after(norm, second)
             yield Branches(name, getattr(block, "mode", "star"), first, second)
@@ -152,8 +155,9 @@ def _conv(block: Any, part: str) -> Any:
 def _after(norm: nn.BatchNorm2d, folded: Tensor) -> Tensor:
     """Weights (K, C + 1), bias last, of the norm's outputs, as weights of what it scales and shifts."""
     weight, bias = folded[:, :-1], folded[:, -1]
-    return _with_bias(weight * norm.weight, bias + weight @ norm.bias)
+    return fold_bias(weight * norm.weight, bias + weight @ norm.bias)
 
 
-def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+def fold_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(K, d) and (K,) to (K, d + 1): the bias is the weight of a channel that is 1; without one the weight as it is."""
     return weight if bias is None else torch.cat((weight, bias[:, None]), 1)

@@ -13,7 +13,7 @@ from torch import nn
 from starshift.errors import StarshiftError
 from starshift.layers import PreActCSC
 from starshift.layers.shift import Assignment, per_module
-from starshift.models._base import ImageModel, drop_path_rates
+from starshift.models._base import ImageModel, drop_path_rates, one_each
 from starshift.models._registry import Variant
 
 
@@ -58,12 +58,9 @@ class ShiftNet(ImageModel):
     ) -> None:
         groups = len(widths)
         expansions = [(expansion, expansion)] * groups if isinstance(expansion, (int, float)) else list(expansion)
-        kernels = [kernel_size] * groups if isinstance(kernel_size, int) else list(kernel_size)
-        dilations = [dilation] * groups if isinstance(dilation, int) else list(dilation)
-        if not len(depths) == len(expansions) == len(kernels) == len(dilations) == groups:
-            raise StarshiftError(
-                f"depths, expansion, kernel_size and dilation need one entry for each of {groups} widths"
-            )
+        if not len(depths) == len(expansions) == groups:
+            raise StarshiftError(f"depths and expansion need one entry for each of {groups} widths")
+        kernels, dilations = one_each("kernel_size", kernel_size, groups), one_each("dilation", dilation, groups)
         stages: list[nn.Module] = []
         before = stem_chs
         assignments = iter(per_module(offsets, sum(depths)))

@@ -78,7 +78,7 @@ class EpochKeeper(Callback):
         display: Display,
         classes: int,
         keep: Callable[[nn.Module], None],
-        data: dict[str, Any] | None,
+        data: dict[str, Any],
     ) -> None:
         self.run = run
         self.keep = keep

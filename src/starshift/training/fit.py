@@ -88,7 +88,7 @@ def train(
         if not config.data:
             raise StarshiftError("name the data to train on: a folder of images, or 'digits'")
     with kernels_switched(config.kernels):
-        setup = set_up(config, display, resume is not None, began)
+        setup = set_up(config, display, began)
         setup.announce(display)
         if resume is None:  # after all that can fail, so that a corrected command may have the same folder
             folder = _run_folder(out, setup.config)
@@ -145,7 +145,7 @@ def _assemble(setup: Setup, folder: Path, display: Display) -> _Parts:
     config, classes = setup.config, len(setup.source.classes)
     network = setup.network.to(memory_format=torch.channels_last) if config.channels_last else setup.network
     task = ClassificationTask(network, config, classes=classes, lr=setup.lr, batches=len(setup.training))
-    data = setup.fingerprint.state() if setup.fingerprint else None
+    data = setup.fingerprint.state()
     keeper = EpochKeeper(folder, setup.validation, display, classes, lambda best: setup.save(best, folder), data)
     trainer = Trainer(
         accelerator="gpu" if setup.accelerator == "cuda" else setup.accelerator,

@@ -202,8 +202,8 @@ def _read_checkpoint(path: Any, **how: Any) -> dict[str, Any]:
     return checkpoint
 
 
-def data_to_go_on_with(run: Path, processes: int, epochs: int) -> Fingerprint | None:
-    """The data that the run used last; None if it began when that was not kept.
+def data_to_go_on_with(run: Path, processes: int, epochs: int) -> Fingerprint:
+    """The data that the run used last.
 
     ``epochs`` must not have been passed, and ``processes`` must be able to go on: an epoch that was broken off is
     divided among as many as before, since each knows only what itself has done of it.
@@ -213,7 +213,7 @@ def data_to_go_on_with(run: Path, processes: int, epochs: int) -> Fingerprint | 
     """
     checkpoint = _read_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu", mmap=True)
     so_far = checkpoint["epoch_so_far"]
-    before = so_far.get("processes", processes)
+    before = so_far["processes"]
     if so_far["batches"] and before != processes:
         raise StarshiftError(
             f"{run} was stopped within an epoch, on {before} device(s), and goes on with as many, not {processes}: "
@@ -224,8 +224,7 @@ def data_to_go_on_with(run: Path, processes: int, epochs: int) -> Fingerprint | 
     if epochs < done + bool(so_far["batches"]):
         begun = f"has done {done} epoch(s)" + (" and a part of the next" if so_far["batches"] else "")
         raise StarshiftError(f"{run} {begun}: it cannot go on to --epochs {epochs}; give more, or leave it out")
-    kept = keeper.get("data")
-    return Fingerprint.from_dict(kept) if kept else None
+    return Fingerprint.from_dict(keeper["data"])
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:

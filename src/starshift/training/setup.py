@@ -33,7 +33,7 @@ class Setup:
         accelerator, processes: Lightning's ``accelerator``, and how many devices of it.
         training, validation: the loaders of this process.
         lr: learning rate at its peak.
-        fingerprint: of the data; None for a run that began without one.
+        fingerprint: of the data.
     """
 
     config: TrainConfig
@@ -45,7 +45,7 @@ class Setup:
     training: ImageLoader
     validation: ImageLoader
     lr: float
-    fingerprint: Fingerprint | None
+    fingerprint: Fingerprint
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +60,7 @@ class Setup:
             model_args=dict(self.config.model_args),
             classes=list(self.source.classes),
             preprocessing=self.preprocessing,
-            extra={"data": self.fingerprint.to_dict()} if self.fingerprint else None,
+            extra={"data": self.fingerprint.to_dict()},
         )
 
     def announce(self, display: Display) -> None:
@@ -84,10 +84,10 @@ class Setup:
         display.say(f"kernels {kernels_name(self.accelerator, config.kernels)}")
 
 
-def set_up(config: TrainConfig, display: Display, resumed: bool = False, began: Fingerprint | None = None) -> Setup:
+def set_up(config: TrainConfig, display: Display, began: Fingerprint | None = None) -> Setup:
     """Open the data and build the network; a resumed run's weights are in its checkpoint, so none are read here.
 
-    The data of a resumed run are divided as those it ``began`` with; where these were not kept, as was done then.
+    A resumed run says which data it ``began`` with, and they are divided as those.
 
     Raises:
         StarshiftError: whatever does not fit: data, model, weights, device, precision, image size.
@@ -106,20 +106,19 @@ def set_up(config: TrainConfig, display: Display, resumed: bool = False, began: 
         data_dir=config.data_dir,
         download=config.download,
         boundaries=began.boundaries if began else None,
-        by_position=resumed and began is None,
     )
-    fingerprint = None if resumed and began is None else Fingerprint.of(source, config.seed)
-    if began is not None and fingerprint is not None and (note := began.changes(fingerprint, source)):
+    fingerprint = Fingerprint.of(source, config.seed)
+    if began is not None and (note := began.changes(fingerprint, source)):
         source = replace(source, notes=(*source.notes, note))
     if source.root is not None:  # in full, to be found from other folders too
         config = override(config, data=str(source.root))
-    if config.data_dir is not None:
-        config = override(config, data_dir=str(Path(config.data_dir).expanduser().resolve()))
+    if config.data_dir is not None or config.data.startswith("wds/"):  # which lie here, where nothing is said
+        config = override(config, data_dir=str(Path(config.data_dir or ".").expanduser().resolve()))
     config = _fitting_batch(config, len(source.train) // processes, display)
     if not config.model:
         config = override(config, model=default_model(source))
     config = _made_for_size(config)
-    network = make_network(config, len(source.classes), resumed)
+    network = make_network(config, len(source.classes), resumed=began is not None)
     preprocessing = choose_preprocessing(config, network, source.native_size, channels)
     if preprocessing.size[0] == preprocessing.size[1]:
         config = override(config, img_size=preprocessing.size[0])

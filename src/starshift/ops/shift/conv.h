@@ -4,10 +4,9 @@
 #include "chunks.h"
 #include "displaced.h"
 
-// with: as pack_displaced takes it.
-template <class T, class With>
+template <class T>
 void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* w, const float* bias,
-                  T* out, int64_t threads, const With& with) {
+                  T* out, int64_t threads) {
     constexpr int64_t BLOCK = 16 * PANEL;  // channels in at a time
     Table<vi> table(offsets, runs, s.C, 1, false);
     Scratch packed(s.k() * s.c()), biases(s.k());
@@ -30,7 +29,7 @@ void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T*
                         store(result + p * panel + i + v * VL, load(biases + p * PANEL + v * VL));
             for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
                 int64_t n = least(BLOCK, s.C - c0);
-                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in, with);
+                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in);
                 Term term{in, panel, packed + c0 * s.k(), n};
                 product(&term, 1, (last - r) * s.Wo(), 0, panels(s.K), s.K, result, panel, true);
             }
@@ -87,7 +86,7 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
                 auto make = [&](int64_t first, int64_t last, float* to) {
                     int64_t rows = (last - first) * Wo;
                     pack_rows(grads, (origin + first) * Wo, rows, space, dz, c0 ? nullptr : mine + s.c() * s.k());
-                    pack_displaced(table, s, x, groups, origin + first, origin + last, space, in, Plain{});
+                    pack_displaced(table, s, x, groups, origin + first, origin + last, space, in);
                     add_weight_gradient(s, in, dz, space, rows, p0, p1, mine);
                     Term term{dz, space * PANEL, packed, s.K};
                     product(&term, 1, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);

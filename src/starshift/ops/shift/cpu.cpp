@@ -225,9 +225,9 @@ API void starshift_shift_conv2d_forward(int64_t dtype, int64_t N, int64_t C, int
                                         const int64_t* offsets, int64_t runs, void* out, int64_t threads) {
     Shape s{N, C, H, W, K, stride};
     if (dtype == 0)
-        conv_forward(s, offsets, runs, (const float*)x, w, bias, (float*)out, threads, Plain{});
+        conv_forward(s, offsets, runs, (const float*)x, w, bias, (float*)out, threads);
     else
-        conv_forward(s, offsets, runs, (const bf16*)x, w, bias, (bf16*)out, threads, Plain{});
+        conv_forward(s, offsets, runs, (const bf16*)x, w, bias, (bf16*)out, threads);
 }
 
 API void starshift_shift_conv2d_backward(int64_t dtype, int64_t N, int64_t C, int64_t H, int64_t W, int64_t K,

@@ -26,13 +26,13 @@ INLINE void fetch_ahead(const T* row, const Shape& s, const T* x) {
 }
 
 // Rows first .. last of the result (counted over all images) as panels of `space` lines, channels of groups begin .. end
-// of the table. with(group) gives what turns (value, lanes inside) into what is stored.
+// of the table.
 //
 // A row is read in as many steps as it has groups, each along the row with a stride: what the processor does not foresee.
 // So the line that the next row is the first to need is fetched ahead.
-template <class T, class With>
+template <class T>
 INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, Range groups, int64_t first,
-                           int64_t last, int64_t space, float* to, const With& with) {
+                           int64_t last, int64_t space, float* to) {
     int64_t line = s.W * s.C, Ho = s.Ho(), Wo = s.Wo();
     for (int64_t r = first; r < last; r++) {
         int64_t n = r / Ho, y = r % Ho * s.stride;
@@ -44,9 +44,8 @@ INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, R
                 return y + dy < 0 || y + dy >= s.H ? (const T*)nullptr : image + (y + dy) * line + group.channel;
             };
             if (g % PER_LINE<T> == 0) fetch_ahead(image + (y + table.reach + s.stride) * line + group.channel, s, x);
-            auto apply = with(group);
-            auto put = [&](int64_t p, vi value, vi inside) __attribute__((always_inline)) {
-                store(at + p * PANEL, apply((vf)value, inside));
+            auto put = [&](int64_t p, vi value) __attribute__((always_inline)) {
+                store(at + p * PANEL, (vf)value);
             };
             Steps steps{s.stride, 1};
             if (group.n == VL)
@@ -60,13 +59,6 @@ INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, R
             for (int64_t v = groups.end % VECTORS; v < VECTORS; v++)
                 store(to + ((groups.end - groups.begin) / VECTORS * space + i) * PANEL + v * VL, (vf){});
 }
-
-// As it is.
-struct Plain {
-    INLINE auto operator()(const Group<vi>&) const {
-        return [](vf value, vi) { return value; };
-    }
-};
 
 // The last rows of a panel matrix that grows chunk after chunk.
 struct Ring {
@@ -94,7 +86,7 @@ INLINE void collect_row(const Table<vi>& table, const Shape& s, const Ring& ring
             return to < 0 ? (const float*)nullptr : ring.line((n - origin) * Ho + to) + at;
         };
         auto out = put(table[g]);
-        auto take = [&](int64_t x, vi value, vi) __attribute__((always_inline)) { out(x, (vf)value); };
+        auto take = [&](int64_t x, vi value) __attribute__((always_inline)) { out(x, (vf)value); };
         auto read = [](const float* p) { return (vi)load(p); };
         if (s.stride == 1)
             gather(table[g], s.W, s.W, PANEL, Steps{}, row, read, take);

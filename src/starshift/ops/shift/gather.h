@@ -90,7 +90,7 @@ INLINE int64_t source(int64_t position, int64_t displacement, int64_t size, Step
     return at < size ? at : -1;
 }
 
-// One row of the result for one group: out(x, value, lanes that are inside) for x in 0 .. width. row(dy) is the address
+// One row of the result for one group: out(x, value) for x in 0 .. width. row(dy) is the address
 // of the group's first channel in the first pixel of the row displaced so, or null outside; pixels lie `pixel` elements
 // apart, `size` of them in a row; load(address) is a V.
 template <class V, class Row, class Load, class Out>
@@ -98,7 +98,7 @@ INLINE void gather(const Group<V>& group, int64_t width, int64_t size, int64_t p
                    const Load& load, const Out& out) {
     using Address = decltype(row(0));
     Address from[Table<V>::LANES];
-    V lanes[Table<V>::LANES], inside = {};
+    V lanes[Table<V>::LANES];
     int64_t dx[Table<V>::LANES], taps = 0, begin = 0, end = width;
     for (int64_t t = 0; t < group.taps; t++) {
         const Tap<V>& tap = group.tap[t];
@@ -106,21 +106,19 @@ INLINE void gather(const Group<V>& group, int64_t width, int64_t size, int64_t p
         if (!from[taps]) continue;
         lanes[taps] = tap.lanes;
         dx[taps] = tap.dx;
-        inside |= tap.lanes;
         begin = most(begin, tap.dx < 0 ? (-tap.dx + steps.times - 1) / steps.times : 0);
         end = least(end, size - 1 - tap.dx < 0 ? 0 : (size - 1 - tap.dx) / steps.times + 1);
         taps++;
     }
     if (steps.by != 1 || end < begin) begin = end = 0;
     auto border = [&](int64_t x) {
-        V value = {}, there = {};
+        V value = {};
         for (int64_t t = 0; t < taps; t++) {
             int64_t at = source(x, dx[t], size, steps);
             if (at < 0) continue;
             value |= load(from[t] + at * pixel) & lanes[t];
-            there |= lanes[t];
         }
-        out(x, value, there);
+        out(x, value);
     };
     for (int64_t x = 0; x < begin; x++) border(x);
     int64_t step = steps.times * pixel;
@@ -132,7 +130,7 @@ INLINE void gather(const Group<V>& group, int64_t width, int64_t size, int64_t p
             V value = load(at[0]) & lanes[0];
             for (int t = 1; t < N; t++) value |= load(at[t]) & lanes[t];
             for (int t = 0; t < N; t++) at[t] += step;
-            out(x, value, inside);
+            out(x, value);
         }
     };
     if (taps == 1)
@@ -146,7 +144,7 @@ INLINE void gather(const Group<V>& group, int64_t width, int64_t size, int64_t p
         for (int64_t x = begin; x < end; x++) {
             V value = {};
             for (int64_t t = 0; t < taps; t++) value |= load(from[t] + x * step) & lanes[t];
-            out(x, value, inside);
+            out(x, value);
         }
         for (int64_t t = 0; t < taps; t++) from[t] -= dx[t] * pixel;
     }
