@@ -73,7 +73,7 @@ def cifar10() -> str:
             f"{float(r['top1']):.2f}",
             f"{float(r['top5']):.2f}",
             r["n"],
-            json.loads(r["settings"])["recipe"],
+            json.loads(r["settings"])["opt"],
             r["epochs"],
             f"{float(r['train_seconds']) / 60:.0f}",
             r["cpu"] + f", {r['cores']} cores",
@@ -81,7 +81,7 @@ def cifar10() -> str:
         )
         for r in read("cifar10.csv")
     ]
-    header = ("model", "evaluated", "top-1 %", "top-5 %", "test images", "recipe", "epochs", "training, min")
+    header = ("model", "evaluated", "top-1 %", "top-5 %", "test images", "optimiser", "epochs", "training, min")
     return table((*header, "machine", "commit"), rows)
 
 
