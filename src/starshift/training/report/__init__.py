@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from html import escape
 from pathlib import Path
@@ -11,6 +10,7 @@ from string import Template
 from typing import Any
 
 from starshift.data import ImageSet
+from starshift.training.folder import write_bytes
 from starshift.training.report import sections
 from starshift.training.report.files import RunFiles, read_run
 
@@ -30,12 +30,7 @@ def write_report(run: Path, images: ImageSet | None) -> Path:
     files = read_run(Path(run))
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(files, images))
     report = files.path / "report.html"
-    partial = report.with_name(f".{report.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(report)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(report, page.encode(errors="replace"))
     return report
 
 

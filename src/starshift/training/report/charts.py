@@ -23,8 +23,8 @@ class Line:
         return [(x, y) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
 
 
-def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "epoch", mark: float | None = None) -> str:
-    """An SVG figure of one or two curves; ``mark`` draws a dashed line at that x (the best epoch).
+def line_chart(title: str, lines: Sequence[Line], *, mark: float | None = None) -> str:
+    """An SVG figure of one or two curves over epochs; ``mark`` draws a dashed line at that one (the best).
 
     Returns an empty string where no curve has a finite point.
     """
@@ -41,7 +41,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "epoch", mar
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_axes(x_ticks, y_ticks, place, x_label)]
+    parts = [_axes(x_ticks, y_ticks, place)]
     if mark is not None and x_low <= mark <= x_high:
         x, _ = place(mark, y_ticks[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
@@ -52,7 +52,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str = "epoch", mar
     return f'<figure class="chart">{caption}{svg}</figure>'
 
 
-def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place, x_label: str) -> str:  # type: ignore[no-untyped-def]
+def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place) -> str:  # type: ignore[no-untyped-def]
     parts = []
     for y in y_ticks:
         _, py = place(x_ticks[0], y)
@@ -62,7 +62,7 @@ def _axes(x_ticks: Sequence[float], y_ticks: Sequence[float], place, x_label: st
         px, _ = place(x, y_ticks[0])
         parts.append(f'<text class="tick" x="{px:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{x:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">epoch</text>')
     return "".join(parts)
 
 
@@ -78,24 +78,24 @@ def _curve(index: int, name: str, points: Sequence[tuple[float, float]], place) 
     return f'<g class="s{index}"><polyline points="{path}"/>{dots}</g>'
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round values (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About five round values (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    raw = (high - low) / count
+    raw = (high - low) / 5
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _integer_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Whole numbers inside [low, high]; both are epochs."""
+def _integer_ticks(low: float, high: float) -> list[float]:
+    """About six whole numbers inside [low, high]; both are epochs."""
     first, last = math.ceil(low), math.floor(high)
     if last <= first:
         return [first]
-    step = max(1, round((last - first) / count))
+    step = max(1, round((last - first) / 6))
     for nice in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000):
         if nice >= step:
             step = nice
