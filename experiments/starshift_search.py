@@ -5,8 +5,8 @@
 
 Every network gets about the same training time: its speed is measured first, beside that of StarShift (the best of 20
 steps each in processor seconds of one thread, so that other work on the machine counts little), and the epochs are the
-number of whole ones nearest to the time in which StarShift trains on so many images, at least one; so they are the same
-on a slower machine, and the table has the time that each came to.
+number of whole ones nearest to the time in which StarShift trains on so many images, at least one. All times are those
+of a machine on which StarShift is as fast as is written below, so they are the same on a slower one.
 Expected:
 shifts where the map is large, depthwise convolutions where it is small and they cost little.
 """
@@ -87,8 +87,10 @@ DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 SMOKE = ("starshift", "starnet_s050_32px, full resolution")
 BATCH = 128
-REFERENCE: tuple[str, Mapping[str, Any], float] = ("starshift_s_32px", {}, 1744.0)
-"""What speeds are told by: images that it trains on in a second, of those in ``SECONDS``."""
+REFERENCE: tuple[str, Mapping[str, Any]] = ("starshift_s_32px", {"space": "shift", "twice": False})
+REFERENCE_IMAGES_PER_S, REFERENCE_LATENCY_MS = 1744.0, 1.94
+"""What speeds are told by: those of :data:`REFERENCE` on the machine that ``SECONDS`` are meant for. Each network is
+timed beside it, so that a machine that is slower, or busy, gives the same numbers."""
 
 
 def cells(budget: str) -> list[Cell]:
@@ -109,34 +111,34 @@ def _measure(model: str, settings: Mapping[str, Any], seconds: float) -> Callabl
     def measure(context: Context) -> dict[str, Any]:
         from experiments import _peers  # noqa: F401  timm knows them by name from here on
 
-        speed, relative, latency = _speed(context.runs, model, settings["model_args"])
-        epochs = max(1, round(seconds * REFERENCE[2] * relative / 50_000))
+        speed, latency = _speed(context.runs, model, settings["model_args"])
+        epochs = max(1, round(seconds * speed / 50_000))
         found = trained_row(context.train(model, {**settings, "epochs": epochs}))
         return {"cpu_images_per_s": round(speed, 1), "latency_ms": round(latency, 3), **found}
 
     return measure
 
 
-def _speed(runs: Path, model: str, args: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Images trained on in a second of one thread's processor time, how many times as many as :data:`REFERENCE`, and
-    milliseconds of one image's answer.
+def _speed(runs: Path, model: str, args: Mapping[str, Any]) -> tuple[float, float]:
+    """Images trained on in a second of one thread's processor time, and milliseconds of one image's answer, where
+    :data:`REFERENCE` needs what is written beside it.
 
     Measured once and noted beside the trained networks, so that repeats get the same number of epochs. Cells side by
     side wait for each other here.
     """
     from filelock import FileLock
 
-    noted = runs / "relative_speeds.json"
+    noted = runs / "speeds.json"
     runs.mkdir(parents=True, exist_ok=True)
     with FileLock(noted.with_suffix(".lock")):
         known = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
         name = f"{model} {as_text(args)}"
         if name not in known:
-            (speed, latency), (beside, _) = _timed(model, args), _timed(*REFERENCE[:2])
-            known[name] = speed, speed / beside, latency
+            (speed, latency), (its_speed, its_latency) = _timed(model, args), _timed(*REFERENCE)
+            known[name] = speed / its_speed, latency / its_latency
             write_json(noted, known)
-    speed, relative, latency = known[name]
-    return speed, relative, latency
+    speed, latency = known[name]
+    return speed * REFERENCE_IMAGES_PER_S, latency * REFERENCE_LATENCY_MS
 
 
 def _timed(model: str, args: Mapping[str, Any]) -> tuple[float, float]:
