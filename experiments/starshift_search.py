@@ -66,6 +66,10 @@ DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "starshift_s_32px",
         {"space": "depthwise", **OFFICIAL},
     ),
+    "starshift, depthwise in stages 1 and 2, official initialisation": (
+        "starshift_s_32px",
+        {"space": ["depthwise", "depthwise", "shift", "shift"], **OFFICIAL},
+    ),
     "starshift, depthwise in stages 1 and 2, twice, official initialisation": (
         "starshift_s_32px",
         {"space": ["depthwise", "depthwise", "shift", "shift"], "twice": True, **OFFICIAL},
