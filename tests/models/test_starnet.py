@@ -91,7 +91,7 @@ def _spread(model: nn.Module, key: str) -> float:
 @pytest.mark.parametrize("name", ["starnet_s050", "starshift_s"])
 def test_initialisations_differ_in_the_convolutions(name: str) -> None:
     key = "stages.3.1.f1.conv.weight"  # 128 inputs: PyTorch's default is uniform within 1 / sqrt(128)
-    timms, official = small(name), small(name, init="official")
+    timms, official = small(name, init="timm"), small(name, init="official")
     assert _spread(timms, key) == pytest.approx(0.02, rel=0.05)
     assert _spread(official, key) == pytest.approx((1 / 128) ** 0.5 / 3**0.5, rel=0.05)
     for model in (timms, official):

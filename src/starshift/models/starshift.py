@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """StarShift: the star for nonlinearity, the shift for space. Four stages as StarNet's, and its form for 32 pixels.
 
-``starshift_<size>_32px`` halves the image one time less than ``starshift_<size>``, which is for 224 pixels.
+``starshift_<size>_32px`` halves the image one time less than ``starshift_<size>``, which is for 224 pixels. Both have
+depthwise convolutions in the first two stages and shifts in the others, and start from the paper's initialisation: the
+best design with shifts of those compared at equal training time (``experiments/starshift_search.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class StarShift(ImageModel):
         down: what starts a stage: ``conv``, a 3x3 convolution, or ``shift``, a 3x3 shift with the 1x1 convolution
             after it. The first stage starts at stride ``first_stride``, the others at 2.
         act: of stem and blocks.
-        stem_chs, stem_stride, first_stride, init: as StarNet's.
+        stem_chs, stem_stride, first_stride: as StarNet's.
+        init: as StarNet's, but ``official`` by default.
         num_classes, in_chans, drop_rate, drop_path_rate, global_pool: as everywhere.
 
     Raises:
@@ -51,7 +54,7 @@ class StarShift(ImageModel):
         stem_chs: int = 32,
         stem_stride: int = 2,
         first_stride: int = 2,
-        init: str = "timm",
+        init: str = "official",
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float = 0.0,
@@ -94,10 +97,16 @@ def _down(before: int, width: int, stride: int, down: str) -> nn.Conv2d:
     return ShiftConv2d(before, width, make_offsets(before, 3), stride)
 
 
+_SPACE = (
+    "depthwise",
+    "depthwise",
+    "shift",
+    "shift",
+)  # convolutions where maps are large, shifts where weights are many
 _SIZES = {
-    "s": {"base_dim": 16, "depths": (1, 1, 3, 1)},
-    "m": {"base_dim": 24, "depths": (1, 2, 4, 1)},
-    "l": {"base_dim": 32, "depths": (1, 2, 6, 2)},
+    "s": {"base_dim": 16, "depths": (1, 1, 3, 1), "space": _SPACE},
+    "m": {"base_dim": 24, "depths": (1, 2, 4, 1), "space": _SPACE},
+    "l": {"base_dim": 32, "depths": (1, 2, 6, 2), "space": _SPACE},
 }
 _PAPER = "this library; star and shift are of arXiv 2403.19967 and arXiv 1711.08141"
 
