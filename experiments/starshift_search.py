@@ -70,10 +70,6 @@ DESIGNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "starshift, shift twice, official initialisation": _ours(twice=True, **OFFICIAL),
     "starshift, depthwise everywhere, official initialisation": _ours(space="depthwise", **OFFICIAL),
     "starshift, depthwise in stages 1 and 2, official initialisation": _ours(space=EARLY, **OFFICIAL),
-    "starshift, depthwise in stages 1 and 2, twice, official initialisation": _ours(
-        space=EARLY, twice=True, **OFFICIAL
-    ),
-    "starshift, depthwise everywhere, twice, official initialisation": _ours(space="depthwise", twice=True, **OFFICIAL),
     "starshift, full resolution": _ours(stem_stride=1),
     "starnet_s050_32px": ("starnet_s050_32px", HALF),
     "starnet_s050_32px, official initialisation": ("starnet_s050_32px", {**HALF, **OFFICIAL}),
