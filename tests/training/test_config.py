@@ -14,7 +14,7 @@ from starshift.training.config import TrainConfig, parse_assignments, recipes, r
 
 
 def test_the_package_has_the_recipes_it_promises() -> None:
-    assert set(recipes()) == {"starnet-imagenet", "demonet-imagenet", "shiftresnet-cifar", "finetune", "quick"}
+    assert set(recipes()) == {"starnet-imagenet", "demonet-imagenet", "shiftresnet-cifar", "finetune", "muon", "quick"}
 
 
 @pytest.mark.parametrize("name", recipes())
