@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from starshift.bench import append_row, provenance, read_rows
+from starshift.bench.accuracy import bench_accuracy
 from starshift.bench.clock import Paired, paired
 from starshift.bench.photographs import make_photographs
 from starshift.bench.predict import bench_predict
@@ -24,8 +25,10 @@ from starshift.bench.rows import check_appendable
 from starshift.cli._bench import report
 from starshift.cli.bench import app as suites
 from starshift.cli.main import app
+from starshift.deploy import export
 from starshift.errors import StarshiftError
 from starshift.machine import checkout, machine_facts, source_commit, versions
+from starshift.training import train
 
 
 def test_machine_and_versions() -> None:
@@ -191,6 +194,18 @@ def test_rows_before_a_failure_are_kept_and_shown(tmp_path: Path, capsys: pytest
     assert [row["model"] for row in read_rows(out)[1]] == ["a", "b"]
     result = CliRunner().invoke(app, ["bench", "starnet_s050", "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 2 and "ends in .csv, not 'page.html'" in result.output, result.output
+
+
+def test_accuracy_of_a_run_and_of_its_files(tmp_path: Path) -> None:
+    few = {"model_args": {"expansion": 1}, "epochs": 1, "workers": 0, "quiet": True}
+    run = train("digits", "shiftresnet20", out=tmp_path / "run", **few).path
+    export(run, "onnx")
+    pytorch, onnx = bench_accuracy(run, "digits")
+    assert (pytorch["evaluated"], onnx["evaluated"]) == ("PyTorch", "ONNX")
+    assert pytorch["n"] == onnx["n"] > 100 and pytorch["top1"] == onnx["top1"] > 10
+    assert pytorch["epochs"] == 1 and "data" not in json.loads(pytorch["settings"])
+    with pytest.raises(StarshiftError, match="is not a finished run folder"):
+        list(bench_accuracy(tmp_path, "digits"))
 
 
 def test_bench_loader_mistakes(tmp_path: Path) -> None:

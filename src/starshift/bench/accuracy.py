@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starshift.bench.rows import provenance
-from starshift.deploy import load_exported
+from starshift.deploy import FilePredictor, load_exported
 from starshift.errors import StarshiftError
 from starshift.infer import evaluate
 
@@ -40,11 +40,12 @@ def bench_accuracy(
         raise StarshiftError(f"{run} is not a finished run folder: it has no summary.json and config.yaml")
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     settings = _settings(config_file)
-    for target in (run, *(sorted(run.glob("*.onnx")) if files is None else files)):
-        result = evaluate(target, data, on_progress=on_progress)
+    for file in (None, *(sorted(run.glob("*.onnx")) if files is None else files)):
+        exported = None if file is None else load_exported(file)
+        result = evaluate(run if exported is None else exported, data, on_progress=on_progress)
         yield {
             "model": settings["model"],
-            "evaluated": "PyTorch" if target == run else _what(target),
+            "evaluated": _what(exported),
             "n": result.n,
             "top1": round(result.top1, 3),
             "top5": round(result.top5, 3),
@@ -57,10 +58,11 @@ def bench_accuracy(
         }
 
 
-def _what(file: Path) -> str:
-    """``ONNX``, or ``ONNX int8`` and so on."""
-    precision = load_exported(file).metadata.precision
-    kind = file.suffix.lstrip(".").upper()
+def _what(exported: FilePredictor | None) -> str:
+    """``PyTorch``, or of a file ``ONNX``, ``ONNX int8`` and so on."""
+    if exported is None:
+        return "PyTorch"
+    precision, kind = exported.metadata.precision, exported.path.suffix.lstrip(".").upper()
     return kind if precision == "fp32" else f"{kind} {precision}"
 
 
