@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from starshift.errors import StarshiftError
-from starshift.layers import ConvBN, Foldable, StarBlock, fold_batchnorm
+from starshift.layers import CSC, ConvBN, Foldable, StarBlock, StarShiftBlock, fold_batchnorm
 from starshift.layers.activation import activation
 from starshift.layers.prepared import run_prepared
 from starshift.models import create_model
@@ -78,13 +78,33 @@ def test_nan_reaches_what_reads_it_and_nothing_else() -> None:
     assert y.isnan().any(1).nonzero()[:, 1:].tolist() == [[i, j] for i in (3, 4, 5) for j in (3, 4, 5)]
 
 
+BLOCKS: dict[str, Callable[[], Foldable]] = {
+    "block": lambda: StarBlock(24),
+    "block, convolution before": lambda: StarBlock(24, layout="before"),
+    "block, convolution after": lambda: StarBlock(24, layout="after", placement="both"),
+    "block without space": lambda: StarBlock(24, layout="none", act="gelu"),
+    "shift": lambda: StarShiftBlock(24),
+    "shift twice": lambda: StarShiftBlock(24, twice=True, drop_path=0.1),
+    "shift by five": lambda: StarShiftBlock(24, kernel_size=5, act="relu"),
+    "depthwise shift block": lambda: StarShiftBlock(24, space="depthwise", kernel_size=5, twice=True),
+    "csc": lambda: CSC(24, 24, drop_path=0.1),
+    "csc, stride": lambda: CSC(24, 40, stride=2, expansion=3),
+    "csc, wider": lambda: CSC(24, 33, expansion=9, kernel_size=5, relu="sum"),
+    "csc, stride after the sum": lambda: CSC(24, 7, stride=2, relu="sum", offsets="interleaved"),
+}
+
+
 def made(kind: str) -> tuple[Foldable, Tensor]:
     """A folded module, and what it reads."""
     torch.manual_seed(0)
     if kind == "conv":
         return _folded(ConvBN(nn.Conv2d(12, 20, 3, 2, 1), act="relu6")), torch.randn(2, 12, 9, 8)
-    if kind == "block":
-        return _folded(StarBlock(24)), torch.randn(2, 24, 9, 7)
+    if kind in BLOCKS:
+        return _folded(BLOCKS[kind]()), torch.randn(2, 24, 9, 7)
+    if kind == "shift model":
+        return _folded(create_model("starshift_s_32px", num_classes=5)), torch.randn(2, 3, 32, 32)
+    if kind == "shiftresnet":
+        return _folded(create_model("shiftresnet20", num_classes=5)), torch.randn(2, 3, 32, 32)
     return _folded(create_model("starnet_s050", num_classes=5)), torch.randn(2, 3, 64, 64)
 
 
@@ -99,7 +119,7 @@ def prepared(module: Foldable, x: Tensor) -> Tensor | None:
     return run_prepared(module, x, (module.stem, module.levels) if hasattr(module, "levels") else None)
 
 
-every_kind = pytest.mark.parametrize("kind", ["conv", "block", "model"])
+every_kind = pytest.mark.parametrize("kind", ["conv", *BLOCKS, "model", "shift model", "shiftresnet"])
 
 
 @every_kind
@@ -157,7 +177,7 @@ def _bias_gone(module: nn.Module) -> None:
 
 
 def _loaded(module: nn.Module) -> None:
-    module.load_state_dict({name: 2 * value for name, value in module.state_dict().items()})
+    module.load_state_dict({name: 1.1 * value for name, value in module.state_dict().items()})
 
 
 def _parametrised(module: nn.Module) -> None:
@@ -194,6 +214,30 @@ def test_a_change_is_noticed(kind: str, change: Callable[[nn.Module], None]) -> 
     assert not torch.allclose(before, after)
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "option", "value"),
+    [
+        ("conv", "", "act", "gelu"),
+        ("block", "", "placement", "product"),
+        ("shift", "", "act", "gelu"),
+        ("shift", "space", "offsets", ((20, 1, 0), (4, 0, -2))),
+        ("csc, stride", "", "relu", "sum"),
+        ("csc", "conv2.conv", "offsets", ((20, 1, 0), (4, 0, -2))),
+        ("shift model", "stages.2.1.space", "offsets", ((64, 0, 1),)),
+        ("model", "stages.1.1", "act", "gelu"),
+    ],
+)
+def test_a_changed_option_is_noticed(kind: str, part: str, option: str, value: object) -> None:
+    module, x = made(kind)
+    with torch.no_grad():
+        before = module(x)
+        setattr(module.get_submodule(part), option, value)
+        after = module(x)
+        with use_kernel("reference"):
+            assert_close("after", after, module(x))
+    assert not torch.equal(before, after)
+
+
 @every_kind
 def test_a_hook_on_an_inner_part_is_called(kind: str) -> None:
     module, x = made(kind)
@@ -220,7 +264,8 @@ def test_what_holds_other_layers_runs_by_them() -> None:
             ConvBN(nn.Conv2d(12, 12, 3, padding=1, padding_mode="reflect")),
             ConvBN(nn.Conv2d(12, 12, 3, padding="same")),
             StarBlock(12, mode="sum"),
-            StarBlock(12, layout="before"),
+            CSC(12, 12, sc2=True),
+            CSC(12, 12, shift="active"),
         ):
             x, folded = torch.randn(2, 12, 7, 7), _folded(module)
             assert prepared(folded, x) is None
@@ -228,7 +273,8 @@ def test_what_holds_other_layers_runs_by_them() -> None:
 
 
 def test_a_network_of_other_blocks_is_not_tried_as_a_whole() -> None:
-    assert not _folded(create_model("shiftresnet20", num_classes=5)).folded
+    assert not _folded(create_model("resnet20", num_classes=5)).folded
+    assert _folded(create_model("shiftresnet20", num_classes=5)).folded
     assert not _folded(create_model("demonet_d12_w96", num_classes=5)).folded
     assert _folded(create_model("starnet_s050_32px", num_classes=5)).folded
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from starshift.layers.activation import one_of
@@ -45,3 +47,17 @@ class ConvBN(Foldable):
         if not plain or isinstance(conv.padding, str) or type(self.bn) is not nn.Identity:
             return None
         return Prepared(conv.weight, conv.bias, conv.stride, conv.padding, self.act)
+
+
+def plain_conv(layer: Any) -> Any:
+    """The convolution of a ConvBN that has neither norm nor activation; else None."""
+    return layer.conv if type(layer) is ConvBN and type(layer.bn) is nn.Identity and layer.act == "none" else None
+
+
+def is_pointwise(conv: nn.Conv2d, stride: tuple[int, ...]) -> bool:
+    """Whether it is a dense 1x1 convolution of this stride, without padding."""
+    return (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), stride, 1) and conv.padding in (
+        (0, 0),
+        "same",
+        "valid",
+    )

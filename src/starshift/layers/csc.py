@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from starshift.errors import StarshiftError
 from starshift.layers.activation import one_of
-from starshift.layers.conv_bn import ConvBN
-from starshift.layers.folding import Foldable, fuse_conv_bn_
+from starshift.layers.conv_bn import ConvBN, is_pointwise, plain_conv
+from starshift.layers.folding import Foldable, Run, fuse_conv_bn_
 from starshift.layers.norm import has_kernels, is_watched, next_momentum
+from starshift.layers.prepared import run_prepared
 from starshift.layers.shift import Assignment, ShiftConv2d, shift_conv, shift_layer
 from starshift.ops import batch_norm_act, csc
+from starshift.ops.csc.infer import Prepared
 
 RELU_PLACES = ("branch", "sum")
 
 
-class CSC(nn.Module):
+class CSC(Foldable):
     """The CIFAR form: 1x1 conv, BN, ReLU, shift, 1x1 conv (stride here), BN, ReLU, plus the shortcut.
 
     Args:
@@ -58,10 +60,37 @@ class CSC(nn.Module):
         self.conv2 = ConvBN(shift_conv(middle, out_channels, kernel_size, dilation, offsets, shift, stride))
         self.shortcut = shortcut(in_channels, out_channels, stride)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.folded = False
+
+    def fold(self) -> None:
+        """The convolutions take their norms in themselves; the module then runs with weights laid out once."""
+        self.folded = True
+
+    def prepare(self) -> Run | None:
+        first, second = plain_conv(self.conv1), plain_conv(self.conv2)
+        same = type(self.shortcut) is nn.Identity
+        short = None if same else plain_conv(self.shortcut)
+        if not (
+            self.folded
+            and (type(first), type(second)) == (nn.Conv2d, ShiftConv2d)
+            and is_pointwise(first, (1, 1))
+            and (second.stride == (1, 1) if same else type(short) is nn.Conv2d and is_pointwise(short, second.stride))
+            and type(self.drop_path) in (DropPath, nn.Identity)
+        ):
+            return None
+        return Prepared(
+            *((first.weight, first.bias), (second.weight, second.bias), second.offsets, second.stride[0]),
+            None if short is None else (short.weight, short.bias),
+            after_sum=self.relu == "sum",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._fusable(x):
-            return self._fused(x)
+        if self.folded:
+            y = run_prepared(self, x)
+            return self._by_layers(x) if y is None else y
+        return self._fused(x) if self._fusable(x) else self._by_layers(x)
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         y = self.conv2(F.relu(self.conv1(x)))
         if self.relu == "sum":
             return F.relu(self.drop_path(y) + self.shortcut(x))

@@ -9,13 +9,15 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from starshift.layers.conv_bn import ConvBN, is_pointwise, plain_conv
 from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.norm import has_kernels, is_watched, next_momentum
+from starshift.layers.shift import Shift2d
 from starshift.ops._operator import autocast_dtype
 from starshift.ops.norm import move_running
 from starshift.ops.star_block import Weights, star_block
 from starshift.ops.star_block.cuda import why_not_on_gpu
-from starshift.ops.star_block.infer import Folded, Prepared
+from starshift.ops.star_block.infer import Depthwise, Folded, Prepared, Space
 
 _PARTS = {
     "dwconv": ("conv", "bn"),
@@ -47,8 +49,8 @@ def why_unfused(block: nn.Module, x: Tensor) -> str | None:
     return why_not_on_gpu(block.parameters(), x.shape[1], autocast_dtype(x) or x.dtype)
 
 
-def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:
-    """As :func:`why_unfused`, for any input: what stands in the way inside the block. Its norms may be folded away."""
+def why_unfusable(block: nn.Module) -> str | None:
+    """As :func:`why_unfused`, for any input: what stands in the way inside the block."""
     parts: dict[str, Any] = {}
     for name, inner in _PARTS.items():
         part = block._modules.get(name)
@@ -58,7 +60,7 @@ def why_unfusable(block: nn.Module, folded: bool = False) -> str | None:
         for child in inner:
             parts[f"{name}.{child}"] = part._modules.get(child)
     for name, part in parts.items():
-        if not (type(part) is nn.Identity if folded and name.endswith(".bn") else _known(name, part)):
+        if not _known(name, part):
             return f"{name} is {type(part).__name__}"
         if is_watched(part):
             return f"a hook on {name}"
@@ -104,20 +106,39 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
     return out
 
 
-def prepare(block: Any, act: str, placement: str) -> Prepared | None:
-    """The forward of a block whose norms are folded away, its weights laid out once; None where that cannot be."""
-    if why_unfusable(block, folded=True):
+def prepare(block: Any, before: nn.Module, after: nn.Module, act: str, placement: str = "first") -> Prepared | None:
+    """The forward of a block whose norms are folded away, its weights laid out once; None where that cannot be.
+
+    Args:
+        block: with ConvBN ``f1``, ``f2``, ``g``, and ``drop_path``.
+        before, after: what mixes its pixels: depthwise convolutions, shifts, or nothing.
+    """
+    spaces = [_space(layer) for layer in (before, after)]
+    convs = [plain_conv(layer) for layer in (block.f1, block.f2, block.g)]
+    if None in spaces or not all(_known("g.conv", conv) for conv in convs) or not _known("drop_path", block.drop_path):
         return None
-    convs = (block.dwconv.conv, block.f1.conv, block.f2.conv, block.g.conv, block.dwconv2.conv)
-    return Prepared(Folded(*(w for conv in convs for w in (conv.weight, conv.bias))), act, placement)
+    w1, w2, wg = (conv.weight for conv in convs)
+    if w1.shape != w2.shape or wg.shape[:2] != w1.shape[1::-1]:
+        return None  # for the layers to complain of
+    weights = (w for conv in convs for w in (conv.weight, conv.bias))
+    return Prepared(Folded(spaces[0], *weights, spaces[1]), act, placement)
+
+
+def _space(layer: nn.Module) -> Space | None:
+    """The layer as the block's kernel takes it; None: it cannot."""
+    if type(layer) is nn.Identity:
+        return ()
+    if type(layer) is Shift2d:
+        return layer.offsets
+    conv = plain_conv(layer) if type(layer) is ConvBN else layer
+    return Depthwise(conv.weight, conv.bias) if _known("dwconv.conv", conv) else None
 
 
 def _known(name: str, part: Any) -> bool:
     if name in ("dwconv.conv", "dwconv2.conv"):
         return type(part) in (nn.Conv2d, DepthwiseConv2d) and _depthwise(part)
     if name.endswith(".conv"):
-        plain = type(part) is nn.Conv2d and part.kernel_size == part.stride == (1, 1) and part.groups == 1
-        return plain and part.padding in ((0, 0), "same", "valid")
+        return type(part) is nn.Conv2d and is_pointwise(part, (1, 1))
     if name.endswith(".bn"):
         tracked = type(part) is nn.BatchNorm2d and part.track_running_stats and part.running_mean is not None
         return tracked and part.affine

@@ -19,7 +19,8 @@ from starshift.layers.norm import has_global_hooks
 from starshift.ops import _native
 from starshift.ops._operator import NATIVE, autocast_dtype, forced_kernel, is_plain
 
-_SETTINGS = itemgetter("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")  # of a convolution
+_OPTIONS = ("act", "placement", "mode", "offsets", "relu")  # of our layers
 _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _VERSION, _TRAINING, _ADDRESS = attrgetter("_version"), attrgetter("training"), Tensor.data_ptr
 
@@ -95,7 +96,7 @@ class _Ready:
         self.tables = [vars(part) for part in self.parts]
         self.hooks = [hooks for part in self.parts for hooks in _HOOKS(part)]
         self.children = [part._modules for part in (module, *self.parts)]
-        self.settings = [vars(part) for part in self.parts if isinstance(part, nn.Conv2d)]
+        self.settings = _by_names((module, *self.parts))
         self.slots = [(part._parameters, name) for part in self.parts for name in part._parameters]
         self.kept = [of[name] for of, name in self.slots]
         # Inference tensors do not tell when they change; weights elsewhere are for the layers to complain of.
@@ -112,7 +113,7 @@ class _Ready:
         return (
             list(map(type, self.parts)),
             list(map(_TRAINING, self.parts)),
-            list(map(_SETTINGS, self.settings)),
+            [list(map(read, tables)) for read, tables in self.settings],
             list(map(_VERSION, self.weights)),
             list(map(_ADDRESS, self.weights)),
         )
@@ -125,6 +126,17 @@ class _Ready:
             and all(map(is_, [of.get(name) for of, name in self.slots], self.kept))
             and self._state() == self.was[1]
         )
+
+
+def _by_names(parts: tuple[nn.Module, ...]) -> list[tuple[Any, list[dict[str, Any]]]]:
+    """What settings the modules have: a getter of the same ones, and the modules' tables that it reads."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for part in parts:
+        table = vars(part)
+        names = tuple(name for name in (*_SETTINGS, *_OPTIONS) if name in table)
+        if names:
+            found.setdefault(names, []).append(table)
+    return [(itemgetter(*names), tables) for names, tables in found.items()]
 
 
 _READY: WeakKeyDictionary[nn.Module, _Ready] = WeakKeyDictionary()

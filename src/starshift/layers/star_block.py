@@ -76,7 +76,7 @@ class StarBlock(Foldable):
 
     def prepare(self) -> Run | None:
         ready = self.folded and self.mode == "star"
-        return fused_star.prepare(self, self.act, self.placement) if ready else None
+        return fused_star.prepare(self, self.dwconv, self.dwconv2, self.act, self.placement) if ready else None
 
     def forward(self, x: Tensor) -> Tensor:
         """As one operator where kernels and the block's parts allow it, else layer by layer."""

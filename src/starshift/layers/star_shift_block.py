@@ -6,11 +6,13 @@ from __future__ import annotations
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from starshift.layers import fused_star
 from starshift.layers.activation import one_of
 from starshift.layers.conv_bn import ConvBN
 from starshift.layers.depthwise import DepthwiseConv2d
-from starshift.layers.folding import Foldable, fuse_bn_pointwise_, fuse_conv_bn_
+from starshift.layers.folding import Foldable, Run, fuse_bn_pointwise_, fuse_conv_bn_
 from starshift.layers.norm import norm_act
+from starshift.layers.prepared import run_prepared
 from starshift.layers.shift import Shift2d, make_offsets
 from starshift.layers.star_block import star_mix
 from starshift.ops import ACTIVATIONS
@@ -72,8 +74,13 @@ class StarShiftBlock(Foldable):
         self.g = ConvBN(nn.Conv2d(wide, dim, 1))
         self.space2 = make_space(dim, space if twice else "none", kernel_size)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
+        ready = run_prepared(self, x) if self.folded else None
+        return self._by_layers(x) if ready is None else ready
+
+    def _by_layers(self, x: Tensor) -> Tensor:
         plain = isinstance(self.space2, nn.Identity) and isinstance(self.drop_path, nn.Identity)
         y = norm_act(self.norm, self.space(x))
         if plain:
@@ -90,3 +97,8 @@ class StarShiftBlock(Foldable):
             folded = plain and all(fuse_bn_pointwise_(self.norm, conv) for conv in branches)
         if folded:
             self.norm = nn.Identity()
+        self.folded = True
+
+    def prepare(self) -> Run | None:
+        ready = self.folded and type(self.norm) is nn.Identity
+        return fused_star.prepare(self, self.space, self.space2, self.act) if ready else None

@@ -5,6 +5,7 @@
 // C channels, then lies side by side. A tile of output pixels by channels stays in registers while the weights, laid out
 // in panels (panels.h), pass by.
 #include "activation.h"
+#include "calls.h"
 #include "chunks.h"
 
 namespace {

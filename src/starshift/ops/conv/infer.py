@@ -25,6 +25,16 @@ def _functions() -> tuple[Any, Any, Any]:
     )
 
 
+def pack(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Weight (Cout, C, kh, kw) and bias as the kernel reads them, whatever stride and padding are."""
+    out_channels, channels, *kernel = weight.shape
+    sizes = (1, channels, 1, 1, out_channels, 1, 1, *kernel, 1, 1, 0, 0)
+    count, run, _ = _functions()
+    packed = _native.empty(count(sizes))
+    run(sizes, *(None if w is None else w.detach().float().contiguous() for w in (weight, bias)), packed)
+    return packed
+
+
 class Prepared:
     """``act(conv(x) + bias)`` for fixed weights; without gradients.
 
@@ -39,10 +49,7 @@ class Prepared:
     ) -> None:
         self.geometry = Geometry(stride, padding, (1, 1))
         self.shape, self.act = tuple(weight.shape), ACTIVATION_CODES[act]
-        sizes = self._sizes((1, self.shape[1], 1, 1), (1, 1))
-        count, pack, _ = _functions()
-        self.packed = _native.empty(count(sizes))
-        pack(sizes, *(None if w is None else w.detach().float().contiguous() for w in (weight, bias)), self.packed)
+        self.packed = pack(weight, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), float32 or bfloat16.

@@ -6,6 +6,7 @@
 // batch norm needs: README.md has the algebra. h is made anew for a band of rows at a time, wherever it is needed.
 #include "../pointwise_norm/narrow.h"
 #include "../shift/conv.h"
+#include "folded.h"
 #include "padded.h"
 
 namespace {
@@ -300,4 +301,23 @@ API void starshift_csc_backward(int64_t dtype, MODULE, const void* grad, const f
     else
         backward(m, (const bf16*)grad, (const bf16*)x, var, x_mean, covariance, (bf16*)gx, gw1, ggamma, gbeta, gw2,
                  threads);
+}
+
+// How many floats starshift_csc_pack writes: of E middle channels to K.
+API int64_t starshift_csc_packed(int64_t E, int64_t K) { return packed_size({0, E, 0, 0, K, 1}); }
+
+API void starshift_csc_pack(int64_t E, int64_t K, const float* w2, const float* b2, float* packed) {
+    pack_conv({0, E, 0, 0, K, 1}, w2, b2, packed);
+}
+
+// In inference, see folded.h.
+API void starshift_csc_folded(int64_t dtype, int64_t threads, int64_t N, int64_t C, int64_t H, int64_t W, int64_t E,
+                              int64_t K, int64_t stride, const void* x, const float* w1, const float* w2,
+                              const float* shortcut, const int64_t* offsets, int64_t runs, int64_t after_sum,
+                              void* out) {
+    const Folded f{{N, E, H, W, K, stride}, C, dtype, w1, w2, shortcut, offsets, runs, after_sum != 0, threads};
+    if (dtype == 0)
+        run_folded(f, (const float*)x, (float*)out);
+    else
+        run_folded(f, (const bf16*)x, (bf16*)out);
 }

@@ -18,3 +18,11 @@ API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64
 API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
                                     const float* packed, int64_t act, int64_t placement, void* out,
                                     const float* center, double* sums, int64_t threads);
+
+// bytes: of an element, 2 or 4. last: channels last, else planes. offsets: runs of (channels, dy, dx).
+API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, int64_t H, int64_t W, const void* x,
+                           const int64_t* offsets, int64_t runs, void* out, int64_t threads);
+
+// A dense convolution, bias and activation. sizes: N, C, H, W, K, Hout, Wout, then kernel, stride and padding.
+API void starshift_conv_forward(int64_t dtype, int64_t threads, const int64_t* sizes, const void* x,
+                                const float* packed, int64_t act, void* out);

@@ -4,37 +4,55 @@
 #include "chunks.h"
 #include "displaced.h"
 
-template <class T>
-void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* w, const float* bias,
-                  T* out, int64_t threads) {
-    constexpr int64_t BLOCK = 16 * PANEL;  // channels in at a time
-    Table<vi> table(offsets, runs, s.C, 1, false);
-    Scratch packed(s.k() * s.c()), biases(s.k());
-    for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
-        int64_t n = least(BLOCK, s.C - c0);
+constexpr int64_t CHANNELS = 16 * PANEL;  // of the input at a time
+
+// Weights (K, C) as conv_packed reads them, then the bias (null: zeros).
+inline int64_t packed_size(const Shape& s) { return s.k() * (s.C + 1); }
+
+inline void pack_conv(const Shape& s, const float* w, const float* bias, float* to) {
+    for (int64_t c0 = 0; c0 < s.C; c0 += CHANNELS) {
+        const int64_t n = least(CHANNELS, s.C - c0);
         for (int64_t k = 0; k < s.k(); k++)
             for (int64_t c = 0; c < n; c++)
-                packed[c0 * s.k() + (k / PANEL * n + c) * PANEL + k % PANEL] = k < s.K ? w[k * s.C + c0 + c] : 0;
+                to[c0 * s.k() + (k / PANEL * n + c) * PANEL + k % PANEL] = k < s.K ? w[k * s.C + c0 + c] : 0;
     }
-    for (int64_t k = 0; k < s.k(); k++) biases[k] = bias && k < s.K ? bias[k] : 0;
+    copy_padded(bias, s.K, s.k(), to + s.C * s.k());
+}
+
+// finish(result, space, first, rows): panels of `space` lines, so many rows (pixels) of the result from `first` on.
+template <class T, class F>
+void conv_packed(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* packed,
+                 int64_t threads, const F& finish) {
+    Table<vi> table(offsets, runs, s.C, 1, false);
+    const float* biases = packed + s.C * s.k();
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range share_of_rows = share(s.N * s.Ho(), thread, of);
         int64_t space = s.space(), panel = space * PANEL;
-        Scratch in(space * least(BLOCK, s.c())), result(space * s.k());
+        Scratch in(space * least(CHANNELS, s.c())), result(space * s.k());
         for (int64_t r = share_of_rows.begin; r < share_of_rows.end; r += s.chunk()) {
             int64_t last = least(r + s.chunk(), share_of_rows.end);
             for (int64_t p = 0; p < panels(s.K); p++)
                 for (int v = 0; v < VECTORS; v++)
                     for (int64_t i = 0; i < panel; i += PANEL)
                         store(result + p * panel + i + v * VL, load(biases + p * PANEL + v * VL));
-            for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
-                int64_t n = least(BLOCK, s.C - c0);
+            for (int64_t c0 = 0; c0 < s.C; c0 += CHANNELS) {
+                int64_t n = least(CHANNELS, s.C - c0);
                 pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in);
                 Term term{in, panel, packed + c0 * s.k(), n};
                 product(&term, 1, (last - r) * s.Wo(), 0, panels(s.K), s.K, result, panel, true);
             }
-            unpack_rows(result, space, r * s.Wo(), (last - r) * s.Wo(), s.K, out);
+            finish(result, space, r * s.Wo(), (last - r) * s.Wo());
         }
+    });
+}
+
+template <class T>
+void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* w, const float* bias,
+                  T* out, int64_t threads) {
+    Scratch packed(packed_size(s));
+    pack_conv(s, w, bias, packed);
+    conv_packed(s, offsets, runs, x, packed, threads, [&](const float* result, int64_t space, int64_t first, int64_t rows) {
+        unpack_rows(result, space, first, rows, s.K, out);
     });
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The shift alone, a copy at displaced addresses of elements of 2 or 4 bytes; and with the 1x1 convolution after it.
+#include "calls.h"
 #include "conv.h"
 
 namespace {
@@ -201,7 +202,6 @@ void shift_planes(const Image& s, const int64_t* offsets, int64_t runs, const E*
 
 }  // namespace
 
-// bytes: of an element, 2 or 4. last: channels last, else planes. offsets: runs of (channels, dy, dx).
 API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, int64_t H, int64_t W, const void* x,
                            const int64_t* offsets, int64_t runs, void* out, int64_t threads) {
     Image s{N, C, H, W};

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StarNet's block in inference, its norms folded away and its weights laid out once for many calls."""
+"""A star block in inference, its norms folded away and its weights laid out once for many calls."""
 
 from __future__ import annotations
 
@@ -13,48 +13,52 @@ from starshift.errors import StarshiftError
 from starshift.ops import _native
 from starshift.ops.depthwise import cpu as depthwise
 from starshift.ops.depthwise.cpu import Geometry
+from starshift.ops.shift.offsets import Offsets, flatten
 from starshift.ops.star import cpu as star
 from starshift.ops.star.reference import ACTIVATION_CODES, PLACEMENTS
 
 
 @cache
 def _folded() -> Any:
-    return _native.function("starshift_star_block_folded", "iiiiiiiii" + "pppp" + "iip")
+    return _native.function("starshift_star_block_folded", "iiiiiiip" + "ipai" + "pii" + "ipai" + "p")
+
+
+class Depthwise(NamedTuple):
+    """A depthwise convolution of odd kernel, stride 1, whose output is as large as its input: weight (C, 1, k, k)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+Space = Depthwise | Offsets
+"""What mixes pixels: a depthwise convolution, or the runs of a shift (none of them: nothing does)."""
 
 
 class Folded(NamedTuple):
-    """The block's convolutions with the norms merged into them; shapes as in :class:`Weights` beside it."""
+    """The block's parts with the norms merged into them: space, three 1x1 convolutions, space. w1, w2 (K, C, 1, 1)."""
 
-    wd: Tensor
-    bd: Tensor | None
+    before: Space
     w1: Tensor
     b1: Tensor | None
     w2: Tensor
     b2: Tensor | None
     wg: Tensor
     bg: Tensor | None
-    we: Tensor
-    be: Tensor | None
+    after: Space
 
 
 class Prepared:
-    """``x + dw2(g(star(f1(u), f2(u))))`` with ``u = dw1(x)``, for fixed weights; without gradients.
+    """``x + after(g(star(f1(u), f2(u))))`` with ``u = before(x)``, for fixed weights; without gradients.
 
     Args:
-        weights: the convolutions; they are copied into the kernels' layout.
+        parts: of the block; weights are copied into the kernels' layout.
         act, placement: as in :func:`starshift.ops.star`.
     """
 
-    def __init__(self, weights: Folded, act: str, placement: str) -> None:
-        kernels = weights.wd.shape[-1], weights.we.shape[-1]
-        first, last = (Geometry((1, 1), (k // 2, k // 2), (1, 1)) for k in kernels)
-        self.channels = weights.wd.shape[0]
-        self.sizes = weights.w1.shape[0], *kernels
-        self.weights = (
-            depthwise.pack(weights.wd, weights.bd, first),
-            star.pack((weights.w1, weights.b1, weights.w2, weights.b2), (weights.wg, weights.bg)),
-            depthwise.pack(weights.we, weights.be, last),
-        )
+    def __init__(self, parts: Folded, act: str, placement: str) -> None:
+        self.hidden, self.channels = parts.w1.shape[:2]
+        self.before, self.after = _pack(parts.before), _pack(parts.after)
+        self.star = star.pack((parts.w1, parts.b1, parts.w2, parts.b2), (parts.wg, parts.bg))
         self.codes = ACTIVATION_CODES[act], PLACEMENTS.index(placement)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -68,6 +72,15 @@ class Prepared:
         x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
         _folded()(
-            *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, *self.sizes, x, *self.weights, *self.codes, out),
+            *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.hidden, x),
+            *(*self.before, self.star, *self.codes, *self.after, out),
         )
         return out
+
+
+def _pack(space: Space) -> tuple[int, Tensor | None, list[int], int]:
+    """As the kernel takes it: kernel size and weights, or a shift's offsets and the number of its runs."""
+    if not isinstance(space, Depthwise):
+        return 0, None, flatten(space), len(space)
+    k = space.weight.shape[-1]
+    return k, depthwise.pack(space.weight, space.bias, Geometry((1, 1), (k // 2, k // 2), (1, 1))), [], 0

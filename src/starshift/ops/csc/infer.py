@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conv-shift-conv module in inference, its norms folded away and its weights laid out once for many calls."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starshift.errors import StarshiftError
+from starshift.ops import _native
+from starshift.ops.conv import infer as conv
+from starshift.ops.shift.offsets import Offsets, flatten
+
+
+@cache
+def _functions() -> tuple[Any, Any, Any]:
+    return (
+        _native.function("starshift_csc_packed", "ii", counts=True),
+        _native.function("starshift_csc_pack", "iippp"),
+        _native.function("starshift_csc_folded", "iiiiiiiii" + "pppp" + "aiip"),
+    )
+
+
+class Prepared:
+    """``relu(w2 shift(relu(w1 x + b1)) + b2) + shortcut(x)`` for fixed weights; without gradients.
+
+    Args:
+        first: w1 (E, C, 1, 1) and b1. second: w2 (K, E, 1, 1) and b2. They are copied into the kernels' layout.
+        offsets: of the shift, see :func:`starshift.ops.shift2d`.
+        stride: of the second convolution and of the shortcut.
+        shortcut: weight (K, C, 1, 1) and bias; None: x itself.
+        after_sum: the second ReLU stands after the sum.
+    """
+
+    def __init__(
+        self,
+        first: tuple[Tensor, Tensor | None],
+        second: tuple[Tensor, Tensor | None],
+        offsets: Offsets,
+        stride: int,
+        shortcut: tuple[Tensor, Tensor | None] | None,
+        after_sum: bool,
+    ) -> None:
+        self.middle, self.channels = first[0].shape[:2]
+        self.out_channels, self.stride = second[0].shape[0], stride
+        self.offsets, self.after_sum = flatten(offsets), after_sum
+        self.first = conv.pack(*first)
+        self.shortcut = None if shortcut is None else conv.pack(*shortcut)
+        count, pack, _ = _functions()
+        self.second = _native.empty(count(self.middle, self.out_channels))
+        pack(self.middle, self.out_channels, *_native.float32_rows(*second), self.second)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W), float32 or bfloat16.
+
+        Raises:
+            StarshiftError: other channels than the weights'.
+        """
+        if x.shape[1] != self.channels:
+            raise StarshiftError(f"a module of {self.channels} channels cannot take an input of {tuple(x.shape)}")
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, _, h, w = x.shape
+        size = (n, self.out_channels, -(-h // self.stride), -(-w // self.stride))
+        out = _native.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        _functions()[2](
+            *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.middle, self.out_channels, self.stride, x),
+            *(self.first, self.second, self.shortcut, self.offsets, len(self.offsets) // 3, self.after_sum, out),
+        )
+        return out
