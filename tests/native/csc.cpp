@@ -11,6 +11,13 @@ extern "C" void starshift_csc_forward(MODULE, void*, float*, float*, float*, flo
 extern "C" void starshift_csc_backward(MODULE, const void*, const float*, const float*, const float*, void*, float*,
                                        float*, float*, float*, int64_t);
 
+extern "C" int64_t starshift_csc_packed(int64_t, int64_t);
+extern "C" void starshift_csc_pack(int64_t, int64_t, const float*, const float*, float*);
+extern "C" void starshift_csc_folded(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*,
+                                     const float*, const float*, const float*, const int64_t*, int64_t, int64_t, void*);
+extern "C" int64_t starshift_conv_packed(const int64_t*);
+extern "C" void starshift_conv_pack(const int64_t*, const float*, const float*, float*);
+
 static void run(Random& r) {
     static const int64_t wide[] = {1, 5, 16, 24, 33, 48, 70}, narrow[] = {1, 3, 8, 16, 17, 20}, strides[] = {1, 1, 2, 3};
     static const int64_t longest[] = {1, 3, 10, 40};
@@ -92,7 +99,60 @@ static void run(Random& r) {
     check("input gradient", gx_, gx, where);
 }
 
+// In inference: both convolutions with biases, both ReLU, the shortcut.
+static void run_folded(Random& r) {
+    static const int64_t channels[] = {1, 5, 16, 24, 40}, wide[] = {3, 16, 33, 150, 270}, strides[] = {1, 1, 2, 3};
+    static const int64_t large[] = {1, 1, 1, 1, 1, 1, 1, 6};  // so that not all samples fit the cache at once
+    const int64_t scale = r.of(large), n = r.between(1, 5), c = r.of(channels), h = scale * r.between(1, 9), w = scale * r.between(1, 9);
+    const int64_t e = r.of(wide), stride = r.of(strides), dtype = r.below(3) == 0, threads = r.between(1, 3), after_sum = r.below(2);
+    const bool projected = stride > 1 || r.maybe();
+    const int64_t k = projected ? r.of(channels) : c, ho = (h + stride - 1) / stride, wo = (w + stride - 1) / stride;
+    std::vector<int64_t> offsets, dy, dx;
+    while ((int64_t)dy.size() < e) {
+        const int64_t run = std::min(r.between(1, 20), e - (int64_t)dy.size());
+        offsets.insert(offsets.end(), {run, r.between(-2, 2), r.between(-2, 2)});
+        dy.insert(dy.end(), run, offsets[offsets.size() - 2]);
+        dx.insert(dx.end(), run, offsets.back());
+    }
+    char where[160];
+    snprintf(where, sizeof where, "folded, dtype %d, x %d %d %d %d, %d wide, %d out, stride %d, projected %d, after the sum %d",
+             (int)dtype, (int)n, (int)c, (int)h, (int)w, (int)e, (int)k, (int)stride, (int)projected, (int)after_sum);
+    const Tensor x(dtype, n * h * w * c, r), w1(0, e * c, r), b1(0, e, r), w2(0, k * e, r), b2(0, k, r), ws(0, k * c, r), bs(0, k, r);
+    std::vector<double> middle(n * h * w * e), out(n * ho * wo * k);
+    for (int64_t p = 0; p < n * h * w; p++)
+        for (int64_t j = 0; j < e; j++) {
+            double sum = b1.values[j];
+            for (int64_t i = 0; i < c; i++) sum += w1.values[j * c + i] * x.values[p * c + i];
+            middle[p * e + j] = std::max(0.0, sum);
+        }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t y = 0; y < ho; y++)
+            for (int64_t q = 0; q < wo; q++)
+                for (int64_t o = 0; o < k; o++) {
+                    double branch = b2.values[o], other = bs.values[o];
+                    for (int64_t j = 0; j < e; j++) {
+                        const int64_t sy = y * stride + dy[j], sx = q * stride + dx[j];
+                        if (sy >= 0 && sy < h && sx >= 0 && sx < w)
+                            branch += w2.values[o * e + j] * middle[((i * h + sy) * w + sx) * e + j];
+                    }
+                    const double* from = x.values.data() + ((i * h + y * stride) * w + q * stride) * c;
+                    for (int64_t j = 0; j < c; j++) other += ws.values[o * c + j] * from[j];
+                    if (!projected) other = from[o];
+                    out[((i * ho + y) * wo + q) * k + o] =
+                        after_sum ? std::max(0.0, branch + other) : std::max(0.0, branch) + other;
+                }
+    const int64_t first[] = {1, c, 1, 1, e, 1, 1, 1, 1, 1, 1, 0, 0}, side[] = {1, c, 1, 1, k, 1, 1, 1, 1, 1, 1, 0, 0};
+    Tensor p1(0, starshift_conv_packed(first)), p2(0, starshift_csc_packed(e, k)), ps(0, starshift_conv_packed(side)), out_(dtype, out.size());
+    starshift_conv_pack(first, w1.floats(), b1.floats(), p1.floats());
+    starshift_conv_pack(side, ws.floats(), bs.floats(), ps.floats());
+    starshift_csc_pack(e, k, w2.floats(), b2.floats(), p2.floats());
+    starshift_csc_folded(dtype, threads, n, c, h, w, e, k, stride, x.data, p1.floats(), p2.floats(), projected ? ps.floats() : nullptr,
+                         offsets.data(), (int64_t)offsets.size() / 3, after_sum, out_.data);
+    check("output", out_, out, where);
+}
+
 int main(int, char** arguments) {
     Random random;
     for (int i = atoi(arguments[1]); i > 0; i--) run(random);
+    for (int i = atoi(arguments[1]) / 2; i > 0; i--) run_folded(random);
 }

@@ -20,7 +20,7 @@ from tests.tolerance import RELATIVE
 HERE = Path(__file__).parent
 OPS = HERE.parents[1] / "src" / "starshift" / "ops"
 DRIVERS = sorted(path.stem for path in HERE.glob("*.cpp"))
-MADE_OF = {"star_block": ("depthwise", "star")}
+MADE_OF = {"star_block": ("depthwise", "star", "shift"), "csc": ("conv",)}
 """The kernels that a kernel calls."""
 
 SANITIZED = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -76,6 +76,7 @@ class CSC(Foldable):
             and is_pointwise(first, (1, 1))
             and (second.stride == (1, 1) if same else type(short) is nn.Conv2d and is_pointwise(short, second.stride))
             and type(self.drop_path) in (DropPath, nn.Identity)
+            and first.out_channels == second.in_channels == sum(n for n, _, _ in second.offsets)
         ):
             return None
         return Prepared(

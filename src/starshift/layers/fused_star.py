@@ -113,25 +113,30 @@ def prepare(block: Any, before: nn.Module, after: nn.Module, act: str, placement
         block: with ConvBN ``f1``, ``f2``, ``g``, and ``drop_path``.
         before, after: what mixes its pixels: depthwise convolutions, shifts, or nothing.
     """
-    spaces = [_space(layer) for layer in (before, after)]
     convs = [plain_conv(layer) for layer in (block.f1, block.f2, block.g)]
-    if None in spaces or not all(_known("g.conv", conv) for conv in convs) or not _known("drop_path", block.drop_path):
+    if not all(_known("g.conv", conv) for conv in convs) or not _known("drop_path", block.drop_path):
         return None
-    w1, w2, wg = (conv.weight for conv in convs)
-    if w1.shape != w2.shape or wg.shape[:2] != w1.shape[1::-1]:
-        return None  # for the layers to complain of
-    weights = (w for conv in convs for w in (conv.weight, conv.bias))
-    return Prepared(Folded(spaces[0], *weights, spaces[1]), act, placement)
+    f1, f2, g = convs
+    first, last = (_space(layer, f1.in_channels) for layer in (before, after))
+    if (
+        first is None
+        or last is None
+        or f1.weight.shape != f2.weight.shape
+        or g.weight.shape[:2] != f1.weight.shape[1::-1]
+    ):
+        return None
+    weights = (f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias)
+    return Prepared(Folded(first, *weights, last), act, placement)
 
 
-def _space(layer: nn.Module) -> Space | None:
+def _space(layer: nn.Module, channels: int) -> Space | None:
     """The layer as the block's kernel takes it; None: it cannot."""
     if type(layer) is nn.Identity:
         return ()
     if type(layer) is Shift2d:
-        return layer.offsets
-    conv = plain_conv(layer) if type(layer) is ConvBN else layer
-    return Depthwise(conv.weight, conv.bias) if _known("dwconv.conv", conv) else None
+        return layer.offsets if sum(n for n, _, _ in layer.offsets) == channels else None
+    conv: Any = plain_conv(layer) if type(layer) is ConvBN else layer
+    return Depthwise(conv.weight, conv.bias) if _known("dwconv.conv", conv) and conv.in_channels == channels else None
 
 
 def _known(name: str, part: Any) -> bool:
