@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import subprocess
 import time
@@ -53,6 +54,21 @@ def test_rows_are_appended_and_columns_kept(tmp_path: Path) -> None:
         {"a": "4", "b": "", "c": ""},
     ]
     assert [p.name for p in path.parent.iterdir()] == ["x.csv"]
+
+
+def _append_some(path: Path, writer: int) -> None:
+    for i in range(20):
+        append_row(path, {"row": f"{writer}.{i}"})
+
+
+def test_processes_that_append_at_once_lose_nothing(tmp_path: Path) -> None:
+    path, spawn = tmp_path / "x.csv", multiprocessing.get_context("fork")
+    writers = [spawn.Process(target=_append_some, args=(path, i)) for i in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert {row["row"] for row in read_rows(path)[1]} == {f"{w}.{i}" for w in range(4) for i in range(20)}
 
 
 def test_what_is_no_table_is_not_overwritten(tmp_path: Path) -> None:

@@ -124,6 +124,21 @@ def test_float16_autocast_does_not_overflow_where_timms_starnet_does() -> None:
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in ours.parameters())
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_demo_block_does_not_overflow_in_float16_autocast(watched: bool) -> None:
+    block = DemoBlock(8, act="relu", layer_scale=None)
+    with torch.no_grad():
+        block.f.bias.fill_(600)
+    if watched:
+        block.g.register_forward_hook(lambda *_: None)
+    x = torch.randn(2, 8, 6, 7)
+    with torch.autocast("cpu", torch.float16):
+        y = block(x).float()
+    y.mean().backward()
+    assert y.isfinite().all() and y.abs().max() > 1e4
+    assert all(p.grad.isfinite().all() for p in block.parameters())
+
+
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("space", ["shift", "depthwise", "none"])
 def test_star_shift_block(space: str, twice: bool) -> None:

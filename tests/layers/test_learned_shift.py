@@ -18,8 +18,10 @@ from starshift.layers import (
     displacement_penalty,
     fix_shifts,
     fold_batchnorm,
+    module_offsets,
 )
 from starshift.layers.learned_shift import bilinear_taps
+from starshift.models import create_model
 from starshift.ops import shift2d
 from tests.tolerance import assert_close
 
@@ -157,6 +159,24 @@ def test_a_sparse_shift_becomes_a_fixed_one(kind: type, folded: bool, sc2: bool)
         assert torch.equal(module(x), expected)
     assert not any(isinstance(m, (LearnedShift2d, LearnedShiftConv2d)) for m in fixed.modules())
     assert not [name for name in fixed.state_dict() if "displacement" in name]
+
+
+def test_offsets_are_not_told_where_they_would_make_another_network() -> None:
+    grouped = create_model("shiftresnet20", sc2=True, kernel_size=5, dilation=2)
+    again = create_model("shiftresnet20", sc2=True, kernel_size=5, dilation=2, offsets=module_offsets(grouped))
+    again.load_state_dict(grouped.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert_close("made anew", again.eval()(x), grouped.eval()(x))
+    learned = create_model("shiftresnet20", sc2=True, shift="sparse")
+    with torch.no_grad():
+        for name, parameter in learned.named_parameters():
+            if name.endswith("displacement"):
+                parameter.uniform_(-1.4, 1.4)
+    with pytest.raises(StarshiftError, match="are not grouped"):
+        module_offsets(fix_shifts(learned))
+    with pytest.raises(StarshiftError, match="are not grouped"):
+        module_offsets(create_model("shiftresnet20", sc2=True, offsets="interleaved"))
 
 
 def test_what_cannot_be() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from starshift.errors import StarshiftError
 from starshift.machine import machine_facts, source_commit, versions
@@ -22,22 +26,23 @@ def provenance() -> dict[str, Any]:
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add a row to a CSV file, which is made where it is missing. A new column is added at the end, empty in the old
-    rows.
+    rows. Processes that write at the same time wait for each other.
 
     Raises:
         StarshiftError: the file is there but is no table with a header, or cannot be written.
     """
     path = Path(path)
     try:
-        columns, rows = _kept(path)
-        columns += [name for name in row if name not in columns]
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = _beside(path)
-        with open(written, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*rows, dict(row)])
-        written.replace(path)
+        with _lock(path):
+            columns, rows = _kept(path)
+            columns += [name for name in row if name not in columns]
+            written = _beside(path)
+            with open(written, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows([*rows, dict(row)])
+            written.replace(path)
     except OSError as error:
         raise StarshiftError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -66,6 +71,12 @@ def check_appendable(path: str | Path) -> None:
 def _kept(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """As :func:`read_rows`; nothing, where there is no file yet or an empty one."""
     return read_rows(path) if path.exists() and path.stat().st_size else ([], [])
+
+
+def _lock(path: Path) -> FileLock:
+    """Held by the process that writes this file; not beside it, where people keep their results."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir(), f"starshift-rows-{name}.lock"))
 
 
 def _beside(path: Path) -> Path:

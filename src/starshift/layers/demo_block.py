@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from starshift.layers.activation import activation, add_branches, one_of
 from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.norm import is_watched
-from starshift.layers.star_block import MODES
+from starshift.layers.star_block import MODES, project
 from starshift.ops import ACTIVATIONS, PLACEMENTS, star, star_mlp
 
 
@@ -67,6 +67,6 @@ class DemoBlock(nn.Module):
             return self.g(add_branches(x1, x2, activation(self.act), self.placement))
         if any(type(layer) is not nn.Linear or is_watched(layer) for layer in (self.f, self.g)):
             x1, x2 = self.f(x_NHWC).chunk(2, dim=-1)
-            return self.g(star(x1, x2, self.act, self.placement))
+            return project(self.g, star(x1, x2, self.act, self.placement))
         (w1, w2), (b1, b2) = self.f.weight.chunk(2), self.f.bias.chunk(2)
         return star_mlp(x_NHWC, w1, b1, w2, b2, self.g.weight, self.g.bias, self.act, self.placement)

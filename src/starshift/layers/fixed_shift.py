@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starshift.errors import StarshiftError
 from starshift.layers.csc import CSC, PreActCSC
 from starshift.layers.learned_shift import LearnedShift2d, LearnedShiftConv2d
 from starshift.layers.shift import Shift2d, ShiftConv2d
-from starshift.ops.shift.offsets import merge_runs, per_channel
+from starshift.ops.shift.offsets import Offsets, grouped_offsets, merge_runs, per_channel
 
 
 def fix_shifts(model: nn.Module) -> nn.Module:
@@ -43,6 +44,10 @@ def module_offsets(model: nn.Module) -> list[list[list[int]]]:
 
     Plain lists, as ``create_model``'s option ``offsets`` takes them and YAML and JSON keep them.
 
+    Raises:
+        StarshiftError: SC² modules whose first shift is not grouped (it was learned, or is interleaved): the option
+            has no word for it.
+
     Example:
         >>> from starshift.layers import module_offsets
         >>> from starshift.models import create_model
@@ -51,7 +56,19 @@ def module_offsets(model: nn.Module) -> list[list[list[int]]]:
         [[32, 0, 1]]
     """
     modules = [m for m in model.modules() if isinstance(m, (CSC, PreActCSC))]
+    for first in (m.conv1.conv if isinstance(m, CSC) else m.conv1 for m in modules):
+        if isinstance(first, ShiftConv2d) and not _is_grouped(first.offsets):
+            raise StarshiftError(
+                "the first shifts of these SC² modules are not grouped, and the option 'offsets' gives only the second "
+                "ones: keep the module itself (torch.export, ONNX) instead of making the network anew"
+            )
     return [[list(run) for run in shift.offsets] for m in modules if isinstance(shift := middle_shift(m), FIXED)]
+
+
+def _is_grouped(offsets: Offsets) -> bool:
+    channels, reach = sum(n for n, _, _ in offsets), max(max(abs(dy), abs(dx)) for _, dy, dx in offsets)
+    dilations = [d for d in range(1, reach + 1) if reach % d == 0] or [1]
+    return any(offsets == grouped_offsets(channels, 2 * (reach // d) + 1, d) for d in dilations)
 
 
 FIXED = (Shift2d, ShiftConv2d)

@@ -113,8 +113,12 @@ def star_mix(block: Any, x: Tensor, act: str, placement: str = "first", shortcut
         f1, f2, g = (part.conv for part in parts)
         y = star_mlp(x, f1.weight, f1.bias, f2.weight, f2.bias, g.weight, g.bias, act, placement)
         return norm_act(block.g.bn, y, shortcut=shortcut)
-    product = star(block.f1(x), block.f2(x), act, placement)
-    fits = autocast_dtype(x) != torch.float16
-    with nullcontext() if fits else torch.autocast(x.device.type, enabled=False):  # the product leaves its range
-        y = block.g(product)
+    y = project(block.g, star(block.f1(x), block.f2(x), act, placement))
     return y if shortcut is None else y + shortcut
+
+
+def project(layer: nn.Module, product: Tensor) -> Tensor:
+    """``layer(product)``, without autocast where that would be to float16, whose range products leave."""
+    fits = autocast_dtype(product) != torch.float16
+    with nullcontext() if fits else torch.autocast(product.device.type, enabled=False):
+        return layer(product)
