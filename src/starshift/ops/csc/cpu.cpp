@@ -65,9 +65,11 @@ INLINE void in_steps(Range rows, int64_t width, int64_t pixels, const F& f) {
 }
 
 // Panels first .. last of a row of `to`: the row-th W pixels of a matrix times another.
-INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int64_t first, int64_t last, int64_t y) {
+template <class Edge>
+INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int64_t first, int64_t last, int64_t y,
+                        Edge edge) {
     term.a += row * W * PANEL;
-    product(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, false);
+    product(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, edge);
 }
 
 // r for a band of image n and the rows beside it that the shift reaches. Returns those that there are.
@@ -84,15 +86,8 @@ Range activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range b
         for (int64_t p = 0; p < panels(m.E); p += STEP)
             for (int64_t y = first; y < last; y++) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                row_product({in, space * PANEL, wide.up, m.C}, y - first, m.W, r, p, end, y - origin);
-                for (int64_t o = p; o < end; o++) {
-                    for (int v = 0; v < VECTORS; v++) {
-                        const vf bias = load(wide.bias + o * PANEL + v * VL);
-                        float* at = r.at(o, y - origin, 0) + v * VL;
-                        for (int64_t i = 0; i < m.W; i++, at += PANEL) store(at, vmax0(load(at) + bias));
-                    }
-                    r.trim(o, y - origin);
-                }
+                row_product({in, space * PANEL, wide.up, m.C}, y - first, m.W, r, p, end, y - origin, BiasRelu{wide.bias});
+                for (int64_t o = p; o < end; o++) r.trim(o, y - origin);
             }
     });
     return rows;
@@ -224,7 +219,7 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
                         const Term term{dz, panel, packed, m.K};
                         if (m.stride == 1) {
                             for (int64_t y = first; y < last; y++) {
-                                row_product(term, y - first, Wo, dh, p, end, y - rows.begin);
+                                row_product(term, y - first, Wo, dh, p, end, y - rows.begin, Sum{false});
                                 for (int64_t o = p; o < end; o++) dh.trim(o, y - rows.begin);
                             }
                         } else {

@@ -28,14 +28,28 @@ struct Term {
     int64_t b_stride = k * PANEL;  // floats from panel to panel of b
 };
 
-// c[R][16 P] (+)= sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
-template <int R, int P, int V>
-INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool add) {
+// What a product's sums begin with, and what becomes of them. c: where a vector of them is stored, column: its first.
+struct Sum {  // c = or, with add, c +=
+    bool add;
+    INLINE vf begin(const float* c, int64_t) const { return add ? load(c) : (vf){}; }
+    static INLINE vf end(vf sum) { return sum; }
+    INLINE Sum at(int64_t) const { return *this; }
+};
+struct BiasRelu {  // c = relu(bias[column] + ...)
+    const float* bias;
+    INLINE vf begin(const float*, int64_t column) const { return load(bias + column); }
+    static INLINE vf end(vf sum) { return vmax0(sum); }
+    INLINE BiasRelu at(int64_t column) const { return {bias + column}; }
+};
+
+// c[R][16 P] = sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
+template <int R, int P, int V, class Edge>
+INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, Edge edge) {
     vf sums[R][P * V];
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
             for (int v = 0; v < V; v++)
-                sums[r][p * V + v] = add ? load(c + p * c_stride + r * PANEL + v * VL) : (vf){};
+                sums[r][p * V + v] = edge.begin(c + p * c_stride + r * PANEL + v * VL, p * PANEL + v * VL);
     for (int t = 0; t < count; t++) {
         const float* b = terms[t].b;
         for (int64_t k0 = 0; k0 < terms[t].k; k0 += PANEL) {
@@ -55,31 +69,32 @@ INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, bool 
     }
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) store(c + p * c_stride + r * PANEL + v * VL, sums[r][p * V + v]);
+            for (int v = 0; v < V; v++) store(c + p * c_stride + r * PANEL + v * VL, edge.end(sums[r][p * V + v]));
 }
 
-template <int R, int P, int V>
-inline __attribute__((noinline)) void tiles(const Term* terms, int count, float* c, int64_t c_stride, bool add,
+template <int R, int P, int V, class Edge>
+inline __attribute__((noinline)) void tiles(const Term* terms, int count, float* c, int64_t c_stride, Edge edge,
                                             int64_t rows) {
     Term moved[2];
     for (int t = 0; t < count; t++) moved[t] = terms[t];
     int64_t r = 0;
     for (; r < rows - (R > 8 ? 8 : 0); r += R) {
-        tile<R, P, V>(moved, count, c + r * PANEL, c_stride, add);
+        tile<R, P, V>(moved, count, c + r * PANEL, c_stride, edge);
         for (int t = 0; t < count; t++) moved[t].a += R * PANEL;
     }
     if constexpr (R > 8) {
         if (r + 4 < rows)
-            tile<8, P, V>(moved, count, c + r * PANEL, c_stride, add);
+            tile<8, P, V>(moved, count, c + r * PANEL, c_stride, edge);
         else if (r < rows)
-            tile<4, P, V>(moved, count, c + r * PANEL, c_stride, add);
+            tile<4, P, V>(moved, count, c + r * PANEL, c_stride, edge);
     }
 }
 
-// c (+)= a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
+// c = a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
 // more rows of a and c are read and written. c's panels are c_stride floats apart.
+template <class Edge>
 inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
-                    int64_t c_stride, bool add) {
+                    int64_t c_stride, Edge all) {
     for (int64_t p = first; p < last;) {
         Term at[2];
         for (int t = 0; t < count; t++) {
@@ -87,24 +102,29 @@ inline void product(const Term* terms, int count, int64_t rows, int64_t first, i
             at[t].b += p * terms[t].b_stride;
         }
         float* to = c + p * c_stride;
+        const Edge edge = all.at(p * PANEL);
         int64_t left = columns - p * PANEL;
         if constexpr (VL == 16) {
             if (p + 1 < last) {
-                tiles<12, 2, 1>(at, count, to, c_stride, add, rows);
+                tiles<12, 2, 1>(at, count, to, c_stride, edge, rows);
                 p += 2;
                 continue;
             }
-            tiles<12, 1, 1>(at, count, to, c_stride, add, rows);
+            tiles<12, 1, 1>(at, count, to, c_stride, edge, rows);
         } else if constexpr (VL == 8) {
             if (left > VL)
-                tiles<6, 1, VECTORS>(at, count, to, c_stride, add, rows);
+                tiles<6, 1, VECTORS>(at, count, to, c_stride, edge, rows);
             else
-                tiles<12, 1, 1>(at, count, to, c_stride, add, rows);
+                tiles<12, 1, 1>(at, count, to, c_stride, edge, rows);
         } else {
-            tiles<(REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, add, rows);
+            tiles<(REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, edge, rows);
         }
         p++;
     }
+}
+inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
+                    int64_t c_stride, bool add) {
+    product(terms, count, rows, first, last, columns, c, c_stride, Sum{add});
 }
 
 // c[R][16] += the transpose of R columns of a, times b; both run over `rows` rows of one panel.
