@@ -4,13 +4,16 @@ float."""
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from starshift.deploy import Exported, Metadata, _int8, export_checked, get_target, load_exported, targets
+from starshift.bench.int8 import bench_int8
+from starshift.deploy import Exported, Metadata, TrainedOn, _int8, export_checked, get_target, load_exported, targets
 from starshift.deploy._sensitivity import by_sensitivity
 from starshift.deploy._source import noise_images, open_source
 from starshift.errors import StarshiftError
@@ -279,6 +282,27 @@ def test_mistakes_are_explained(options: dict, message: str, small_model: Path, 
     with pytest.raises(StarshiftError, match=message):
         export_checked(small_model, **{"format": "onnx", "out": tmp_path, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_classes_have_changed_does_not_calibrate(small_model: Path, labelled: Path) -> None:
+    network = open_source(small_model)
+    same = replace(network, trained_on=TrainedOn(str(labelled)))
+    assert _int8.open_images(same, None).calibration
+    with pytest.raises(StarshiftError, match="no longer those that the run was trained on: give labelled images"):
+        _int8.open_images(replace(same, classes=("bird", *network.classes[1:])), None)
+
+
+def test_bench_names_what_is_missing_before_it_exports(small_model: Path, labelled: Path, monkeypatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else there(name))
+    monkeypatch.setattr("starshift.bench.int8.export_checked", lambda *_, **__: pytest.fail("exported"))
+    for formats, message in (
+        (["openvino"], r"openvino needs nncf: pip install 'starshift\[openvino\]'"),
+        (["coreml"], r"'coreml' has no int8 here; .*onnx"),
+        (["onx"], "Did you mean 'onnx'"),
+    ):
+        with pytest.raises(StarshiftError, match=message):
+            next(bench_int8(small_model, labelled, formats))
 
 
 def test_given_images_calibrate_and_others_of_them_measure(small_model: Path, labelled: Path) -> None:
