@@ -4,7 +4,7 @@
 #include "chunks.h"
 #include "displaced.h"
 
-constexpr int64_t CHANNELS = 16 * PANEL;  // of the input at a time
+constexpr int64_t CHANNELS = 8 * PANEL;  // of the input at a time
 
 // Weights (K, C) as conv_packed reads them, then the bias (null: zeros).
 inline int64_t packed_size(const Shape& s) { return s.k() * (s.C + 1); }
