@@ -70,7 +70,7 @@ def bench_training(
         raise StarshiftError(f"amp is one of {', '.join(AMP)}, not '{amp}'")
     for model in models or MODELS:
         peers = _chosen(modes, _peers_of(model, device))
-        small = model.startswith("shiftresnet")
+        small = _is_small(model)
         options: dict[str, Any] = {
             "batch": batch or (128 if small else 32),
             "size": size or (32 if small else 224),
@@ -104,7 +104,7 @@ def bench_inference(
     for model in models or MODELS[:1]:
         network = PEERS[0] if _is_timms(model) else REFERENCE_SHIFTS
         others = _chosen(modes, (OURS_FOLDED, network, RUNTIME))
-        side_of = size or (32 if model.startswith("shiftresnet") else 224)
+        side_of = size or (32 if _is_small(model) else 224)
         sides = [
             Side(Spec(model, mode, batch, side_of, threads or _threads(), inference=True)) for mode in (OURS, *others)
         ]
@@ -200,6 +200,16 @@ def _chosen(wanted: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
         if mode not in there:
             raise StarshiftError(f"mode is one of {', '.join(there)}; not '{mode}'.{nearest(mode, there)}")
     return tuple(mode for mode in there if mode in (wanted or there))
+
+
+def _is_small(model: str) -> bool:
+    """Whether it is for images of 32 pixels."""
+    from timm.models import get_pretrained_cfg
+
+    from starshift import models  # noqa: F401  timm knows ours from here on
+
+    config = get_pretrained_cfg(model)
+    return config is not None and config.input_size[-1] == 32
 
 
 def _is_timms(model: str) -> bool:
