@@ -77,7 +77,7 @@ def function(name: str, arguments: str, counts: bool = False) -> Callable[..., A
     native.restype = ctypes.c_int64 if counts else None
 
     def call(*values: Any) -> Any:
-        return native(*[_convert(value) for value in values])
+        return native(*[value if type(value) is int else _convert(value) for value in values])
 
     return call
 
@@ -85,9 +85,12 @@ def function(name: str, arguments: str, counts: bool = False) -> Callable[..., A
 def _convert(value: Tensor | Sequence[int] | int | float | None) -> Any:
     if isinstance(value, Tensor):
         return value.data_ptr()
-    if isinstance(value, list | tuple):
-        return (ctypes.c_int64 * len(value))(*value)
-    return value
+    return array(value) if isinstance(value, list | tuple) else value
+
+
+def array(values: Sequence[int]) -> Any:
+    """What becomes of a sequence, made once for many calls."""
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 def threads() -> int:

@@ -46,7 +46,7 @@ class Prepared:
     ) -> None:
         self.middle, self.channels = first[0].shape[:2]
         self.out_channels, self.stride = second[0].shape[0], stride
-        self.offsets, self.after_sum = flatten(offsets), after_sum
+        self.offsets, self.runs, self.after_sum = _native.array(flatten(offsets)), len(offsets), int(after_sum)
         self.first = conv.pack(*first)
         self.shortcut = None if shortcut is None else conv.pack(*shortcut)
         count, pack, _ = _functions()
@@ -67,6 +67,6 @@ class Prepared:
         out = _native.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
         _functions()[2](
             *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.middle, self.out_channels, self.stride, x),
-            *(self.first, self.second, self.shortcut, self.offsets, len(self.offsets) // 3, self.after_sum, out),
+            *(self.first, self.second, self.shortcut, self.offsets, self.runs, self.after_sum, out),
         )
         return out

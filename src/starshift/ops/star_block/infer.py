@@ -78,9 +78,9 @@ class Prepared:
         return out
 
 
-def _pack(space: Space) -> tuple[int, Tensor | None, list[int], int]:
+def _pack(space: Space) -> tuple[int, Tensor | None, Any, int]:
     """As the kernel takes it: kernel size and weights, or a shift's offsets and the number of its runs."""
     if not isinstance(space, Depthwise):
-        return 0, None, flatten(space), len(space)
+        return 0, None, _native.array(flatten(space)), len(space)
     k = space.weight.shape[-1]
-    return k, depthwise.pack(space.weight, space.bias, Geometry((1, 1), (k // 2, k // 2), (1, 1))), [], 0
+    return k, depthwise.pack(space.weight, space.bias, Geometry((1, 1), (k // 2, k // 2), (1, 1))), None, 0
