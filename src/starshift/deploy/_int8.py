@@ -25,6 +25,7 @@ from starshift.errors import StarshiftError
 CALIBRATION = 256  # images; more moved no range that mattered
 HELD_OUT = 5000  # images at most that the accuracy is measured on
 BATCH = 32
+ATTEMPTS = 12  # at finding fewer layers to leave in float, each an export and a measurement
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def write_int8(
     infinite, none are looked at.
 
     All layers are tried first. While too much is lost, twice as many of the most sensitive stay in float; then the
-    number is halved back to the smallest that will do.
+    number is halved back to the smallest that will do, and those of them that need not stay go too.
 
     Raises:
         StarshiftError: too much is lost even with every layer in float.
@@ -119,45 +120,65 @@ def write_int8(
         return Quantised((), _count(model), math.nan, math.nan, 0)
     preprocessing = metadata.preprocessing
     before, n = top1(lambda batch: model(batch), images.held_out, preprocessing)
-    layers: list[str] = []
-    found: dict[int, float] = {}
+    found = math.nan
 
-    def attempt(kept: int) -> bool:
+    def attempt(kept: tuple[str, ...]) -> bool:
+        nonlocal found
         remove(path)
-        facts = replace(metadata, kept_float=tuple(layers[:kept]))
-        target.export_int8(model, images.calibration, facts, path)
+        target.export_int8(model, images.calibration, replace(metadata, kept_float=kept), path)
         predictor: Predictor = target.load(path)
-        found[kept], _ = top1(predictor.logits, images.held_out, preprocessing)
-        say(f"int8 with {kept} layers in float: top-1 {found[kept]:.2f}%, in float {before:.2f}%")
-        return before - found[kept] <= max_drop
+        found, _ = top1(predictor.logits, images.held_out, preprocessing)
+        say(f"int8 with {len(kept)} layers in float: top-1 {found:.2f}%, in float {before:.2f}%")
+        return before - found <= max_drop
 
-    kept = 0
-    if not attempt(0):
-        layers += by_sensitivity(model, images.calibration[0])
-        failed, kept = 0, 1
-        while not attempt(kept):
-            if kept == len(layers):
-                raise StarshiftError(
-                    f"int8 loses {before - found[kept]:.2f} points of top-1 on {n} images of {images.origin} with every"
-                    f" layer in float, above {max_drop:g}: give a larger --max-drop or more images (--data)"
-                )
-            failed, kept = kept, min(2 * kept, len(layers))
-        kept = _smallest(failed, kept, attempt)
-    return Quantised(tuple(layers[:kept]), len(layers) or _count(model), before, found[kept], n)
+    if attempt(()):
+        return Quantised((), _count(model), before, found, n)
+    layers = tuple(by_sensitivity(model, images.calibration[0]))
+    failed, passed = 0, 1
+    while not attempt(layers[:passed]):
+        if passed == len(layers):
+            raise StarshiftError(
+                f"int8 loses {before - found:.2f} points of top-1 on {n} images of {images.origin} with every"
+                f" layer in float, above {max_drop:g}: give a larger --max-drop or more images (--data)"
+            )
+        failed, passed = passed, min(2 * passed, len(layers))
+    return Quantised(_fewest(layers, failed, passed, attempt), len(layers), before, found, n)
 
 
-def _smallest(failed: int, passed: int, attempt: Callable[[int], bool]) -> int:
-    """Between a number that failed and one that passed, the smallest that passes; its file is the one that is left."""
-    last = passed
-    while passed - failed > 1:
-        last = (failed + passed) // 2
-        if attempt(last):
-            passed = last
-        else:
-            failed = last
-    if last != passed:
-        attempt(passed)
-    return passed
+def _fewest(
+    layers: tuple[str, ...], failed: int, passed: int, attempt: Callable[[tuple[str, ...]], bool]
+) -> tuple[str, ...]:
+    """Few layers that will do; their file is the one that is left. The first ``passed`` will, the first ``failed`` not.
+
+    The last of the shortest beginning that will do is needed. Beside it a shorter beginning may do, and so on, as long
+    as few attempts are made.
+    """
+    needed: tuple[str, ...] = ()
+    left = good = layers[:passed]
+    attempts = 0
+
+    def will_do(kept: tuple[str, ...]) -> bool:
+        nonlocal left, good, attempts
+        left, attempts = kept, attempts + 1
+        if attempt(kept):
+            good = kept
+            return True
+        return False
+
+    while passed and attempts < ATTEMPTS:
+        while passed - failed > 1:
+            middle = (failed + passed) // 2
+            if will_do(layers[:middle] + needed):
+                passed = middle
+            else:
+                failed = middle
+        needed = (layers[passed - 1], *needed)
+        failed, passed = 0, passed - 1
+        if passed and will_do(needed):
+            passed = 0
+    if left != good:
+        attempt(good)
+    return good
 
 
 @torch.inference_mode()
