@@ -76,7 +76,7 @@ def _kept(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _lock(path: Path) -> FileLock:
     """Held by the process that writes this file; not beside it, where people keep their results."""
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir(), f"starshift-rows-{name}.lock"))
+    return FileLock(Path(tempfile.gettempdir(), f"starshift-rows-{name}.lock"), mode=0o666)  # whoever writes there
 
 
 def _beside(path: Path) -> Path:
