@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from starshift.errors import StarshiftError
-from starshift.layers import CSC, ConvBN, Foldable, StarBlock, StarShiftBlock, fold_batchnorm
+from starshift.layers import CSC, ConvBN, Foldable, Shift2d, ShiftConv2d, StarBlock, StarShiftBlock, fold_batchnorm
 from starshift.layers.activation import activation
 from starshift.layers.prepared import run_prepared
 from starshift.models import create_model
@@ -277,6 +277,25 @@ def test_a_network_of_other_blocks_is_not_tried_as_a_whole() -> None:
     assert _folded(create_model("shiftresnet20", num_classes=5)).folded
     assert not _folded(create_model("demonet_d12_w96", num_classes=5)).folded
     assert _folded(create_model("starnet_s050_32px", num_classes=5)).folded
+
+
+def test_parts_that_do_not_fit_each_other_are_for_the_layers_to_refuse() -> None:
+    x = torch.randn(2, 12, 7, 7)
+    for module, part, other in (
+        (CSC(12, 12), "conv2.conv", ShiftConv2d(12, 11, ((12, 0, 1),))),
+        (CSC(12, 12), "conv2.conv", ShiftConv2d(11, 12, ((11, 0, 1),))),
+        (CSC(12, 20, stride=2), "shortcut.conv", nn.Conv2d(12, 19, 1, 2)),
+        (StarShiftBlock(12), "f2.conv", nn.Conv2d(12, 35, 1)),
+        (StarShiftBlock(12), "space", Shift2d(((13, 0, 1),))),
+        (StarBlock(12), "g.conv", nn.Conv2d(48, 11, 1)),
+    ):
+        folded = _folded(module)
+        owner, _, name = part.rpartition(".")
+        setattr(folded.get_submodule(owner), name, other)
+        with torch.no_grad():
+            assert prepared(folded, x) is None
+            with pytest.raises((RuntimeError, StarshiftError)):
+                folded(x)
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:

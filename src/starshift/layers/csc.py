@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -69,7 +71,7 @@ class CSC(Foldable):
     def prepare(self) -> Run | None:
         first, second = plain_conv(self.conv1), plain_conv(self.conv2)
         same = type(self.shortcut) is nn.Identity
-        short = None if same else plain_conv(self.shortcut)
+        short: Any = None if same else plain_conv(self.shortcut)
         if not (
             self.folded
             and (type(first), type(second)) == (nn.Conv2d, ShiftConv2d)
@@ -77,6 +79,8 @@ class CSC(Foldable):
             and (second.stride == (1, 1) if same else type(short) is nn.Conv2d and is_pointwise(short, second.stride))
             and type(self.drop_path) in (DropPath, nn.Identity)
             and first.out_channels == second.in_channels == sum(n for n, _, _ in second.offsets)
+            and (first.in_channels, second.out_channels)
+            == ((second.out_channels, first.in_channels) if same else (short.in_channels, short.out_channels))
         ):
             return None
         return Prepared(
