@@ -308,7 +308,7 @@ def test_bench_names_what_is_missing_before_it_exports(small_model: Path, labell
     monkeypatch.setattr("starshift.bench.int8.export_checked", lambda *_, **__: pytest.fail("exported"))
     for formats, message in (
         (["openvino"], r"openvino needs nncf: pip install 'starshift\[openvino\]'"),
-        (["coreml"], r"'coreml' has no int8 here; .*onnx"),
+        (["coreml"], r"coreml has no int8 here; .*onnx"),
         (["onx"], "Did you mean 'onnx'"),
     ):
         with pytest.raises(StarshiftError, match=message):

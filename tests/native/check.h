@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every operator's driver needs: seeded random numbers, buffers without a byte to spare, storage types, and a check.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -60,6 +61,20 @@ struct Tensor {
             values[i] = f;
         }
     }
+};
+
+// A random shift: runs of at most `most` channels, each by up to `far` pixels; and where each channel comes from.
+struct Moves {
+    std::vector<int64_t> offsets, dy, dx;
+    Moves(Random& r, int64_t channels, int64_t far, int64_t most) {
+        while ((int64_t)dy.size() < channels) {
+            const int64_t run = std::min(r.between(1, most), channels - (int64_t)dy.size());
+            offsets.insert(offsets.end(), {run, r.between(-far, far), r.between(-far, far)});
+            dy.insert(dy.end(), run, offsets[offsets.size() - 2]);
+            dx.insert(dx.end(), run, offsets.back());
+        }
+    }
+    int64_t runs() const { return offsets.size() / 3; }
 };
 
 // Relative root mean square error of what was computed; stops the program above what tests/tolerance.py allows.

@@ -25,13 +25,7 @@ static void run(Random& r) {
     const int64_t k = r.of(narrow), stride = r.of(strides), dtype = r.below(3) == 0, threads = r.between(1, 3);
     const int64_t ho = (h + stride - 1) / stride, wo = (w + stride - 1) / stride, far = r.between(0, 3), most = r.of(longest);
     const float eps = 1e-3f;
-    std::vector<int64_t> offsets, dy, dx;
-    while ((int64_t)dy.size() < e) {
-        const int64_t run = std::min(r.between(1, most), e - (int64_t)dy.size());
-        offsets.insert(offsets.end(), {run, r.between(-far, far), r.between(-far, far)});
-        dy.insert(dy.end(), run, offsets[offsets.size() - 2]);
-        dx.insert(dx.end(), run, offsets.back());
-    }
+    const Moves moves(r, e, far, most);
     char where[160];
     snprintf(where, sizeof where, "dtype %d, x %d %d %d %d, %d wide, %d out, stride %d, far %d", (int)dtype, (int)n, (int)c,
              (int)h, (int)w, (int)e, (int)k, (int)stride, (int)far);
@@ -54,7 +48,7 @@ static void run(Random& r) {
         for (int64_t y = 0; y < ho; y++)
             for (int64_t q = 0; q < wo; q++)
                 for (int64_t j = 0; j < e; j++) {
-                    const int64_t sy = y * stride + dy[j], sx = q * stride + dx[j], to = ((i * ho + y) * wo + q) * k;
+                    const int64_t sy = y * stride + moves.dy[j], sx = q * stride + moves.dx[j], to = ((i * ho + y) * wo + q) * k;
                     if (sy < 0 || sy >= h || sx < 0 || sx >= w) continue;
                     const int64_t from = (i * h + sy) * w + sx;
                     const double value = std::max(0.0, hidden(from, j));
@@ -82,8 +76,8 @@ static void run(Random& r) {
     Tensor z_(dtype, z.size()), gx_(dtype, gx.size()), mean_(0, e), var_(0, e), x_mean(0, c), covariance(0, c * c);
     Tensor gw1_(0, e * c), gw2_(0, k * e), ggamma_(0, e), gbeta_(0, e);
 #define THE_MODULE \
-    dtype, n, c, h, w, e, k, stride, x.data, w1.floats(), gamma.floats(), beta.floats(), w2.floats(), offsets.data(), \
-        (int64_t)offsets.size() / 3, eps
+    dtype, n, c, h, w, e, k, stride, x.data, w1.floats(), gamma.floats(), beta.floats(), w2.floats(), moves.offsets.data(), \
+        moves.runs(), eps
     starshift_csc_forward(THE_MODULE, z_.data, mean_.floats(), var_.floats(), x_mean.floats(), covariance.floats(), threads);
     starshift_csc_backward(THE_MODULE, grad.data, var_.floats(), x_mean.floats(), covariance.floats(), gx_.data,
                            gw1_.floats(), ggamma_.floats(), gbeta_.floats(), gw2_.floats(), threads);
@@ -107,13 +101,7 @@ static void run_folded(Random& r) {
     const int64_t e = r.of(wide), stride = r.of(strides), dtype = r.below(3) == 0, threads = r.between(1, 3), after_sum = r.below(2);
     const bool projected = stride > 1 || r.maybe();
     const int64_t k = projected ? r.of(channels) : c, ho = (h + stride - 1) / stride, wo = (w + stride - 1) / stride;
-    std::vector<int64_t> offsets, dy, dx;
-    while ((int64_t)dy.size() < e) {
-        const int64_t run = std::min(r.between(1, 20), e - (int64_t)dy.size());
-        offsets.insert(offsets.end(), {run, r.between(-2, 2), r.between(-2, 2)});
-        dy.insert(dy.end(), run, offsets[offsets.size() - 2]);
-        dx.insert(dx.end(), run, offsets.back());
-    }
+    const Moves moves(r, e, 2, 20);
     char where[160];
     snprintf(where, sizeof where, "folded, dtype %d, x %d %d %d %d, %d wide, %d out, stride %d, projected %d, after the sum %d",
              (int)dtype, (int)n, (int)c, (int)h, (int)w, (int)e, (int)k, (int)stride, (int)projected, (int)after_sum);
@@ -131,7 +119,7 @@ static void run_folded(Random& r) {
                 for (int64_t o = 0; o < k; o++) {
                     double branch = b2.values[o], other = bs.values[o];
                     for (int64_t j = 0; j < e; j++) {
-                        const int64_t sy = y * stride + dy[j], sx = q * stride + dx[j];
+                        const int64_t sy = y * stride + moves.dy[j], sx = q * stride + moves.dx[j];
                         if (sy >= 0 && sy < h && sx >= 0 && sx < w)
                             branch += w2.values[o * e + j] * middle[((i * h + sy) * w + sx) * e + j];
                     }
@@ -147,7 +135,7 @@ static void run_folded(Random& r) {
     starshift_conv_pack(side, ws.floats(), bs.floats(), ps.floats());
     starshift_csc_pack(e, k, w2.floats(), b2.floats(), p2.floats());
     starshift_csc_folded(dtype, threads, n, c, h, w, e, k, stride, x.data, p1.floats(), p2.floats(), projected ? ps.floats() : nullptr,
-                         offsets.data(), (int64_t)offsets.size() / 3, after_sum, out_.data);
+                         moves.offsets.data(), moves.runs(), after_sum, out_.data);
     check("output", out_, out, where);
 }
 

@@ -19,16 +19,9 @@ static void run(Random& r) {
     const int64_t n = r.below(5), c = r.of(channels), h = r.between(1, 14), w = r.between(1, 20), k = r.between(1, 36);
     const int64_t stride = r.of(strides), dtype = r.below(3) == 0, threads = r.between(1, 3), far = r.between(0, 4);
     const int64_t ho = (h + stride - 1) / stride, wo = (w + stride - 1) / stride, most = r.of(longest);
-    std::vector<int64_t> offsets, dy, dx;
-    while ((int64_t)dy.size() < c) {
-        const int64_t run = std::min(r.between(1, most), c - (int64_t)dy.size());
-        offsets.insert(offsets.end(), {run, r.between(-far, far), r.between(-far, far)});
-        for (int64_t i = 0; i < run; i++) {
-            dy.push_back(offsets[offsets.size() - 2]);
-            dx.push_back(offsets.back());
-        }
-    }
-    const int64_t runs = offsets.size() / 3;
+    const Moves moves(r, c, far, most);
+    const std::vector<int64_t>&offsets = moves.offsets, &dy = moves.dy, &dx = moves.dx;
+    const int64_t runs = moves.runs();
     char where[160];
     snprintf(where, sizeof where, "dtype %d, x %d %d %d %d, %d runs to %d, %d outputs, stride %d", (int)dtype, (int)n,
              (int)c, (int)h, (int)w, (int)runs, (int)far, (int)k, (int)stride);

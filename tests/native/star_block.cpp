@@ -31,10 +31,7 @@ struct Space {
         : n(n), c(c), h(h), w(w), kind(r.below(3)), k(r.of(KERNELS)), packed(0, starshift_depthwise_packed(sizes)) {
         const Tensor weight(0, c * k * k, r), bias(0, c, r);
         starshift_depthwise_pack(sizes, weight.floats(), bias.floats(), packed.floats());
-        for (int64_t left = c, run; kind == 1 && left; left -= run) {
-            run = r.between(1, left);
-            offsets.insert(offsets.end(), {run, r.between(-2, 2), r.between(-2, 2)});
-        }
+        if (kind == 1) offsets = Moves(r, c, 2, c).offsets;
     }
     // `from` moved, and the residual added where there is one.
     void apply(const Tensor& from, const Tensor* residual, Tensor& to) const {
@@ -56,7 +53,6 @@ struct Space {
     int64_t runs() const { return offsets.size() / 3; }
 #define ARGUMENTS(s) s.kind == 0 ? s.k : 0, s.packed.floats(), s.offsets.data(), s.runs()
 };
-constexpr int64_t Space::KERNELS[];
 
 static void run(Random& r) {
     static const int64_t channels[] = {3, 16, 17, 24, 40}, hidden[] = {5, 32, 72};

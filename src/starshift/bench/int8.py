@@ -11,8 +11,7 @@ from typing import Any
 
 from starshift.bench.rows import provenance
 from starshift.deploy import export_checked, targets
-from starshift.deploy._target import require
-from starshift.errors import StarshiftError, nearest
+from starshift.deploy._export import checked_target
 from starshift.infer import evaluate
 
 
@@ -38,12 +37,10 @@ def bench_int8(
         StarshiftError: a format has no int8, or its packages are missing (before anything is exported); what export and
             evaluate raise.
     """
-    able = {name: target for name, target in targets().items() if target.int8_packages is not None}
     for name in formats:
-        if name not in able:
-            raise StarshiftError(f"'{name}' has no int8 here; {', '.join(able)} have.{nearest(name, able)}")
-        require(able[name], int8=True)
-    for name in formats or [name for name, target in able.items() if target.missing(int8=True) is None]:
+        checked_target(name, quantize="int8")
+    here = [n for n, t in targets().items() if t.int8_packages is not None and t.missing(int8=True) is None]
+    for name in formats or here:
         with tempfile.TemporaryDirectory(prefix="starshift-int8-") as folder:
             say(f"{name}: fp32")
             full = export_checked(run, name, folder)

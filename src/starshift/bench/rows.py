@@ -58,8 +58,9 @@ def check_appendable(path: str | Path) -> None:
     try:
         _kept(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _beside(path).touch()
-        _beside(path).unlink()
+        with _lock(path):
+            _beside(path).touch()
+            _beside(path).unlink()
     except OSError as error:
         raise StarshiftError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

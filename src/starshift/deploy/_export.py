@@ -121,9 +121,7 @@ def export_checked(
 ) -> Exported:
     """As :func:`export`, and return what was found with it; ``source`` may also be a network that is open already."""
     start = time.perf_counter()
-    target = get_target(format)
-    precision = _precision(target, precision, quantize)
-    require(target, int8=quantize is not None)
+    target, precision = checked_target(format, precision, quantize)
     say = on_step or (lambda text: None)
     network = open_source(source, checkpoint=checkpoint, pretrained=pretrained, img_size=img_size)
     if not network.trained:
@@ -147,6 +145,18 @@ def export_checked(
     return Exported(
         network.name, final, format, size_of(final), precision, error, checked_on, time.perf_counter() - start, int8
     )
+
+
+def checked_target(format: str, precision: str | None = None, quantize: str | None = None) -> tuple[Target, str]:
+    """The target, and the precision it would write.
+
+    Raises:
+        StarshiftError: no such format, it has no such precision, or packages are missing.
+    """
+    target = get_target(format)
+    precision = _precision(target, precision, quantize)
+    require(target, int8=quantize is not None)
+    return target, precision
 
 
 def _precision(target: Target, precision: str | None, quantize: str | None) -> str:

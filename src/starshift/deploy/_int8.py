@@ -154,18 +154,13 @@ def _fewest(
     as few attempts are made.
     """
     needed: tuple[str, ...] = ()
-    left = good = layers[:passed]
-    attempts = 0
+    tried = [layers[:passed]]
 
     def will_do(kept: tuple[str, ...]) -> bool:
-        nonlocal left, good, attempts
-        left, attempts = kept, attempts + 1
-        if attempt(kept):
-            good = kept
-            return True
-        return False
+        tried.append(kept)
+        return attempt(kept)
 
-    while passed and attempts < ATTEMPTS:
+    while passed and len(tried) <= ATTEMPTS:  # layers[:passed] + needed will do, throughout
         while passed - failed > 1:
             middle = (failed + passed) // 2
             if will_do(layers[:middle] + needed):
@@ -176,9 +171,10 @@ def _fewest(
         failed, passed = 0, passed - 1
         if passed and will_do(needed):
             passed = 0
-    if left != good:
-        attempt(good)
-    return good
+    kept = layers[:passed] + needed
+    if tried[-1] != kept:
+        attempt(kept)
+    return kept
 
 
 @torch.inference_mode()

@@ -110,6 +110,17 @@ def float32_rows(*weights: Tensor | None) -> list[Tensor | None]:
     ]
 
 
+def block_input(x: Tensor, channels: int, block: str) -> Tensor:
+    """What a block in inference reads: x with its channels last in memory.
+
+    Raises:
+        StarshiftError: x has other channels.
+    """
+    if x.shape[1] != channels:
+        raise StarshiftError(f"a {block} of {channels} channels cannot take an input of {tuple(x.shape)}")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def conv_layout(*tensors: Tensor) -> torch.memory_format:
     """Of a convolution's results: channels last where an operand is."""
     last = torch.channels_last

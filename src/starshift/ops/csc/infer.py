@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starshift.errors import StarshiftError
 from starshift.ops import _native
 from starshift.ops.conv import infer as conv
 from starshift.ops.shift.offsets import Offsets, flatten
@@ -59,9 +58,7 @@ class Prepared:
         Raises:
             StarshiftError: other channels than the weights'.
         """
-        if x.shape[1] != self.channels:
-            raise StarshiftError(f"a module of {self.channels} channels cannot take an input of {tuple(x.shape)}")
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _native.block_input(x, self.channels, "module")
         n, _, h, w = x.shape
         size = (n, self.out_channels, -(-h // self.stride), -(-w // self.stride))
         out = _native.empty(size, dtype=x.dtype, memory_format=torch.channels_last)

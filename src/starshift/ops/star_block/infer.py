@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from starshift.errors import StarshiftError
 from starshift.ops import _native
 from starshift.ops.depthwise import cpu as depthwise
 from starshift.ops.depthwise.cpu import Geometry
@@ -67,9 +66,7 @@ class Prepared:
         Raises:
             StarshiftError: other channels than the weights'.
         """
-        if x.shape[1] != self.channels:
-            raise StarshiftError(f"a star block of {self.channels} channels cannot take an input of {tuple(x.shape)}")
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _native.block_input(x, self.channels, "star block")
         out = torch.empty_like(x)
         _folded()(
             *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.hidden, x),
