@@ -78,12 +78,16 @@ def choose_decoders() -> int:
 
 
 def cpu_name() -> str:
-    """The processor's model name."""
+    """The processor's model name; one without a number, as virtual machines have it, with its family and model."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in info.read_text(errors="replace").split("\n\n")[0].splitlines())
+        facts = {key.strip(): value.strip() for key, _, value in lines}
+        name = facts.get("model name", "")
+        if name and "model" in facts and not any(letter.isdigit() for letter in name):
+            return f"{name} (family {facts['cpu family']}, model {facts['model']})"
+        if name:
+            return name
     return platform.processor() or platform.machine()
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from starshift import machine
 from starshift.bench import append_row, provenance, read_rows
 from starshift.bench.accuracy import bench_accuracy
 from starshift.bench.clock import Paired, paired
@@ -28,7 +29,7 @@ from starshift.cli.bench import app as suites
 from starshift.cli.main import app
 from starshift.deploy import export
 from starshift.errors import StarshiftError
-from starshift.machine import checkout, machine_facts, source_commit, versions
+from starshift.machine import checkout, cpu_name, machine_facts, source_commit, versions
 from starshift.training import train
 
 
@@ -39,6 +40,19 @@ def test_machine_and_versions() -> None:
     assert {"python", "torch", "torchvision", "timm", "starshift"} <= set(found) and all(found.values())
     row = provenance()
     assert {*facts, *found, "date", "commit"} == set(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("AMD EPYC", "AMD EPYC (family 25, model 17)"), ("AMD EPYC 9J14", "AMD EPYC 9J14")],
+)
+def test_a_processor_without_a_number_is_named_by_family_and_model(
+    name: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = f"processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\n\n"
+    (tmp_path / "cpuinfo").write_text(facts * 2)
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
+    assert cpu_name() == shown
 
 
 def test_rows_are_appended_and_columns_kept(tmp_path: Path) -> None:
