@@ -21,24 +21,10 @@ SOURCES = [*sorted(glob("src/starshift/ops/*/cpu.cpp")), "src/starshift/bench/ce
 SHARED = "src/starshift/ops/native"
 HEADERS = sorted(glob("src/starshift/ops/*/*.h"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-INSTRUCTION_SETS = {
-    "generic": [],
-    **(
-        {
-            "avx2": ["-mavx2", "-mfma"],
-            "avx512": [
-                "-mavx512f",
-                "-mavx512bw",
-                "-mavx512dq",
-                "-mavx512vl",
-                "-mfma",
-                "-mprefer-vector-width=512",
-            ],
-        }
-        if X86
-        else {}
-    ),
-}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS: dict[str, list[str]] = {"generic": []}
+if X86:
+    INSTRUCTION_SETS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: kernels then run on one thread
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi", *OPENMP]
 

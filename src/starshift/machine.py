@@ -79,16 +79,25 @@ def choose_decoders() -> int:
 
 def cpu_name() -> str:
     """The processor's model name; one without a number, as virtual machines have it, with its family and model."""
+    facts = _cpu_facts()
+    name = facts.get("model name", "")
+    if name and "model" in facts and not any(letter.isdigit() for letter in name):
+        return f"{name} (family {facts['cpu family']}, model {facts['model']})"
+    return name or platform.processor() or platform.machine()
+
+
+def is_amd() -> bool:
+    """Whether the processor is one of AMD's."""
+    return "AuthenticAMD" in (_cpu_facts().get("vendor_id", ""), *platform.processor().split(", "))
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux tells of the first core."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text(errors="replace").split("\n\n")[0].splitlines())
-        facts = {key.strip(): value.strip() for key, _, value in lines}
-        name = facts.get("model name", "")
-        if name and "model" in facts and not any(letter.isdigit() for letter in name):
-            return f"{name} (family {facts['cpu family']}, model {facts['model']})"
-        if name:
-            return name
-    return platform.processor() or platform.machine()
+    if not info.exists():
+        return {}
+    lines = (line.partition(":") for line in info.read_text(errors="replace").split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def _memory_gb() -> float:

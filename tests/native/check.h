@@ -51,6 +51,13 @@ struct Tensor {
     }
     Tensor(const Tensor&) = delete;
     ~Tensor() { free(data); }
+    void round() {  // a float32 tensor to what bfloat16 can hold
+        for (size_t i = 0; i < values.size(); i++) {
+            const uint32_t u = (uint32_t)to_bf16(values[i]) << 16;
+            memcpy((float*)data + i, &u, 4);
+        }
+        read();
+    }
     size_t width() const { return dtype ? 2 : 4; }
     float* floats() const { return (float*)data; }
     void read() {
@@ -77,6 +84,13 @@ struct Moves {
     int64_t runs() const { return offsets.size() / 3; }
 };
 
+// Kernels that multiply pairs of bfloat16 (units.h) round what lies between tensors of it as they round the tensors.
+#if defined(STARSHIFT_PAIRS) || defined(__AVX512BF16__)
+inline int64_t made_of(int64_t dtype) { return dtype; }
+#else
+inline int64_t made_of(int64_t) { return 0; }
+#endif
+
 // Relative root mean square error of what was computed; stops the program above what tests/tolerance.py allows.
 inline void check(const char* what, const std::vector<double>& actual, const std::vector<double>& expected,
                   int64_t dtype, const char* where) {
@@ -91,16 +105,21 @@ inline void check(const char* what, const std::vector<double>& actual, const std
 }
 
 // Means are as exact as the deviations beside them.
-inline void check_means(Tensor& actual, std::vector<double> expected, const std::vector<double>& var, const char* where) {
+inline void check_means(Tensor& actual, std::vector<double> expected, const std::vector<double>& var, int64_t dtype,
+                        const char* where) {
     actual.read();
     for (size_t i = 0; i < expected.size(); i++) {
         expected[i] += std::sqrt(var[i]);
         actual.values[i] += std::sqrt(var[i]);
     }
-    check("mean", actual.values, expected, 0, where);
+    check("mean", actual.values, expected, dtype, where);
 }
 
-inline void check(const char* what, Tensor& actual, const std::vector<double>& expected, const char* where) {
+// source: the dtype that it was computed from.
+inline void check(const char* what, Tensor& actual, const std::vector<double>& expected, int64_t source, const char* where) {
     actual.read();
-    check(what, actual.values, expected, actual.dtype, where);
+    check(what, actual.values, expected, actual.dtype || source, where);
+}
+inline void check(const char* what, Tensor& actual, const std::vector<double>& expected, const char* where) {
+    check(what, actual, expected, 0, where);
 }

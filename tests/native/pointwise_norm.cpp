@@ -50,15 +50,15 @@ static void run(Random& r) {
     starshift_pointwise_norm_backward(dtype, pixels, c, e, grad.data, x.data, w.floats(), gamma.floats(), beta.floats(), eps, act,
                                       var_.floats(), x_mean.floats(), covariance.floats(), gx_.data, gw_.floats(), ggamma_.floats(),
                                       gbeta_.floats(), threads);
-    check_means(mean_, mean, var, where);
-    check("variance", var_, var, where);
-    check("output", y_, y, where);
-    check("gradient of beta", gbeta_, gbeta, where);
+    check_means(mean_, mean, var, made_of(dtype), where);
+    check("variance", var_, var, made_of(dtype), where);
+    check("output", y_, y, made_of(dtype), where);
+    check("gradient of beta", gbeta_, gbeta, made_of(dtype), where);
     // Of few pixels or channels the norm takes nearly all away, and rounding is a share of what it took.
     if (pixels < 32 || c < 4) return;
-    check("gradient of gamma", ggamma_, ggamma, where);
-    check("gradient of w", gw_, gw, where);
-    check("input gradient", gx_, gx, where);
+    check("gradient of gamma", ggamma_, ggamma, made_of(dtype), where);
+    check("gradient of w", gw_, gw, made_of(dtype), where);
+    check("input gradient", gx_, gx, made_of(dtype), where);
 }
 
 int main(int, char** arguments) {

@@ -5,8 +5,8 @@
 #include "check.h"
 
 #define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-extern "C" int64_t starshift_star_mlp_packed(int64_t, int64_t, int64_t);
-extern "C" void starshift_star_mlp_pack(int64_t, int64_t, int64_t, const float*, const float*, const float*, const float*,
+extern "C" int64_t starshift_star_mlp_packed(int64_t, int64_t, int64_t, int64_t);
+extern "C" void starshift_star_mlp_pack(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const float*,
                                         const float*, const float*, float*, int64_t);
 extern "C" void starshift_star_mlp_forward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, const float*, int64_t,
                                            int64_t, void*, const float*, double*, int64_t);
@@ -79,8 +79,8 @@ static void run(Random& r) {
     Tensor out_(dtype, m * n), gx_(dtype, m * c), gw1_(0, k * c), gw2_(0, k * c), gb1_(0, k), gb2_(0, k), gwg_(0, n * k), gbg_(0, n);
     std::vector<double> sums_(2 * n), sums_x_(2 * c);
     auto bias = [&](const Tensor& b) { return biased ? b.floats() : nullptr; };
-    std::vector<float> packed(starshift_star_mlp_packed(c, k, n));
-    starshift_star_mlp_pack(c, k, n, w1.floats(), bias(b1), w2.floats(), bias(b2), wg.floats(), bias(bg), packed.data(), threads);
+    std::vector<float> packed(starshift_star_mlp_packed(dtype, c, k, n));
+    starshift_star_mlp_pack(dtype, c, k, n, w1.floats(), bias(b1), w2.floats(), bias(b2), wg.floats(), bias(bg), packed.data(), threads);
 #define READ(t) (t).data, nullptr, through ? scale.floats() : nullptr, nullptr, through ? shift.floats() : nullptr, nullptr
     starshift_star_mlp_forward(dtype, m, c, k, n, READ(x), packed.data(), act.code, placement, out_.data, center.floats(),
                                sums_.data(), threads);
@@ -88,16 +88,16 @@ static void run(Random& r) {
                                 w1.floats(), bias(b1), w2.floats(), bias(b2), wg.floats(), act.code, placement, gx_.data,
                                 gw1_.floats(), gb1_.floats(), gw2_.floats(), gb2_.floats(), gwg_.floats(), gbg_.floats(),
                                 partner.data, center.floats(), sums_x_.data(), threads);
-    check("output", out_, out, where);
-    check("its sums", sums_, sums, 0, where);
-    check("input gradient", gx_, gx, where);
-    check("its sums with the partner", sums_x_, sums_x, 0, where);
-    check("gradient of w1", gw1_, gw1, where);
-    check("gradient of w2", gw2_, gw2, where);
-    check("gradient of b1", gb1_, gb1, where);
-    check("gradient of b2", gb2_, gb2, where);
-    check("gradient of wg", gwg_, gwg, where);
-    check("gradient of bg", gbg_, gbg, where);
+    check("output", out_, out, made_of(dtype), where);
+    check("its sums", sums_, sums, made_of(dtype), where);
+    check("input gradient", gx_, gx, made_of(dtype), where);
+    check("its sums with the partner", sums_x_, sums_x, made_of(dtype), where);
+    check("gradient of w1", gw1_, gw1, made_of(dtype), where);
+    check("gradient of w2", gw2_, gw2, made_of(dtype), where);
+    check("gradient of b1", gb1_, gb1, made_of(dtype), where);
+    check("gradient of b2", gb2_, gb2, made_of(dtype), where);
+    check("gradient of wg", gwg_, gwg, made_of(dtype), where);
+    check("gradient of bg", gbg_, gbg, made_of(dtype), where);
 }
 
 int main(int, char** arguments) {

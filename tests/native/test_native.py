@@ -31,7 +31,9 @@ BUILDS = {
     "generic": ("g++", SANITIZED, [], 150),
     "avx2": ("g++", [*SANITIZED, *AVX2], [], 150),
     "avx512": ("g++", [*SANITIZED, *AVX512], [], 150),
+    "avx512_bf16": ("g++", [*SANITIZED, *AVX512, "-mavx512bf16"], [], 150),
     "sixteen-wide": ("g++", ["-O1", "-DSTARSHIFT_VL=16"], [], 500),
+    "pairs": ("g++", ["-O1", "-DSTARSHIFT_VL=16", "-DSTARSHIFT_PAIRS"], [], 150),
     "neon": ("aarch64-linux-gnu-g++", ["-O1", "-static"], ["qemu-aarch64"], 500),
 }
 
@@ -44,8 +46,10 @@ def test_random_cases(driver: str, build: str, tmp_path: Path) -> None:
     if missing:
         pytest.skip(f"{' and '.join(missing)} not found")
     here = torch.backends.cpu.get_cpu_capability()
-    if here not in {"avx2": ("AVX2", "AVX512"), "avx512": ("AVX512",)}.get(build, (here,)):
+    if here not in {"avx2": ("AVX2", "AVX512"), "avx512": ("AVX512",), "avx512_bf16": ("AVX512",)}.get(build, (here,)):
         pytest.skip(f"this machine has no {build.upper()}")
+    if build == "avx512_bf16" and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this machine has no AVX-512 of bfloat16")
     tolerances = [
         f"-DTOLERANCE_FLOAT32={RELATIVE[torch.float32]}",
         f"-DTOLERANCE_BFLOAT16={RELATIVE[torch.bfloat16]}",

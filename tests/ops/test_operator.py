@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from starshift.ops import kernel_status, kernels_switched, use_kernel
+from starshift.ops import _native, kernel_status, kernels_switched, use_kernel
 from starshift.ops._operator import OPERATORS, Operator
 
 
@@ -90,3 +90,23 @@ def test_what_pytorchs_dispatcher_has_to_see_goes_through_it(doubled, monkeypatc
     assert not calls
     doubled(x.as_subclass(Subclass))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "amd", "pairs", "best"),
+    [
+        ("AVX512", True, True, "avx512_bf16"),
+        ("AVX512", True, False, "avx512"),
+        ("AVX512", False, True, "avx512"),
+        ("AVX2", True, True, "avx2"),
+        ("DEFAULT", True, True, "generic"),
+    ],
+)
+def test_the_library_fits_the_processor(
+    capability: str, amd: bool, pairs: bool, best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: pairs)
+    monkeypatch.setattr(_native, "is_amd", lambda: amd)
+    choices = _native._choices()
+    assert choices[0] == best and choices[-1] == "generic"

@@ -19,19 +19,30 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from starshift.errors import StarshiftError
+from starshift.machine import is_amd
 
 FOLDER = Path(__file__).parent.parent
-# Best first, by what torch found this machine to have (it looks at the processor and at ATEN_CPU_CAPABILITY).
-CHOICES = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
+CHOICES = ("avx512_bf16", "avx512", "avx2", "generic")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Storage types that the kernels read and write, by the code that they know them by. Sums are float32."""
+
+
+def _choices() -> tuple[str, ...]:
+    """Best first, by what torch found this machine to have (it looks at the processor and at ATEN_CPU_CAPABILITY).
+
+    Products of bfloat16 pairs are added up at twice the rate of float32 on AMD's processors, on Intel's at the same.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512":
+        return CHOICES[0 if is_amd() and torch.cpu._is_avx512_bf16_supported() else 1 :]
+    return CHOICES[2:] if capability == "AVX2" else CHOICES[3:]
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library and its instruction set; or None and the reason."""
     reason = "they were not built: install again where a C++ compiler (g++ or clang++) is found"
-    for name in CHOICES.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
+    for name in _choices():
         path = FOLDER / f"_kernels_{name}.so"
         if not path.is_file():
             continue
@@ -48,7 +59,8 @@ def available() -> bool:
 
 
 def instruction_set() -> str | None:
-    """``avx512``, ``avx2`` or ``generic`` (NEON on 64-bit Arm, SSE2 on x86); None without kernels."""
+    """``avx512_bf16`` (with sums of products of bfloat16 pairs), ``avx512``, ``avx2`` or ``generic`` (NEON on 64-bit
+    Arm, SSE2 on x86); None without kernels."""
     return _load()[1] if available() else None
 
 

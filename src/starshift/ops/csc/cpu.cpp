@@ -33,19 +33,21 @@ struct Module {
 };
 
 // What all bands share: the first convolution with the norm's scale in its weights, and the displacements.
+template <class Unit>
 struct Wide : Scaled {
     Wide(const Module& m, const float* x_mean, const float* var)
         : Scaled(m.linear(), x_mean, var), table(m.offsets, m.runs, m.E, 1, false),
-          back(m.offsets, m.runs, m.E, -1, false) {}
+          back(m.offsets, m.runs, m.E, -1, false), up(m.linear(), *this, x_mean) {}
     Table<vi> table, back;
+    Up<Unit> up;
 };
 
 // Bands of an image: rows of z, and the rows of x under them.
 struct Bands {
     int64_t rows, count;
-    Bands(const Module& m, const Wide& wide) {
-        const int64_t line = 2 * m.e() * (m.W + 2 * wide.table.reach_x);
-        const int64_t fit = (CACHED / line - 2 * wide.table.reach) / m.stride;
+    Bands(const Module& m, const Table<vi>& table) {
+        const int64_t line = 2 * m.e() * (m.W + 2 * table.reach_x);
+        const int64_t fit = (CACHED / line - 2 * table.reach) / m.stride;
         count = (m.Ho() + most(fit, 4) - 1) / most(fit, 4);
         rows = (m.Ho() + count - 1) / count;
     }
@@ -65,37 +67,41 @@ INLINE void in_steps(Range rows, int64_t width, int64_t pixels, const F& f) {
 }
 
 // Panels first .. last of a row of `to`: the row-th W pixels of a matrix times another.
-template <class Edge>
+template <class Unit, class Edge>
 INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int64_t first, int64_t last, int64_t y,
                         Edge edge) {
-    term.a += row * W * PANEL;
-    product(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, edge);
+    term.a += row * W * PANEL / Unit::IN_WORD;
+    product<Unit>(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, edge);
 }
 
 // r for a band of image n and the rows beside it that the shift reaches. Returns those that there are.
-template <class T>
-Range activate(const Module& m, const Wide& wide, const T* x, int64_t n, Range band, const Padded& r, float* in) {
+template <class Unit, class T>
+Range activate(const Module& m, const Wide<Unit>& wide, const T* x, int64_t n, Range band, const Padded& r,
+               const Operand<Unit>& in) {
     const int64_t origin = band.begin, reach = wide.table.reach;
     const Range rows = widened(band, reach, m.H);
     for (int64_t y = origin - reach; y < rows.begin; y++) r.clear_row(y - origin);
     for (int64_t y = rows.end; y < band.end + reach; y++) r.clear_row(y - origin);
     const int64_t space = m.space(m.W);
-    const Rows<T> pixels = centered(m.linear(), x, wide.minus_mean);
+    const Rows<T> pixels = wide.up.pixels(m.linear(), x);
     in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
-        pack_rows(pixels, (n * m.H + first) * m.W, (last - first) * m.W, space, in);
+        pack_operand(pixels, (n * m.H + first) * m.W, (last - first) * m.W, space, in);
+        const Term term{in.left(0), in.panel, wide.up.weights, words<Unit>(m.C)};
         for (int64_t p = 0; p < panels(m.E); p += STEP)
             for (int64_t y = first; y < last; y++) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                row_product({in, space * PANEL, wide.up, m.C}, y - first, m.W, r, p, end, y - origin, BiasRelu{wide.bias});
+                row_product<Unit>(term, y - first, m.W, r, p, end, y - origin, wide.up.relu_edge());
                 for (int64_t o = p; o < end; o++) r.trim(o, y - origin);
             }
     });
     return rows;
 }
 
-// Panel p of what the second convolution reads for rows first .. last of z.
+// Panel p of what the second convolution reads for rows first .. last of z; a side that is null is not wanted. Of floats
+// `floats` and the other sides are one.
+template <class Unit>
 void displaced_panel(const Module& m, const Table<vi>& table, const Padded& r, int64_t p, int64_t first, int64_t last,
-                     int64_t origin, float* to) {
+                     int64_t origin, float* to, float* left, float* right) {
     const int64_t Wo = m.Wo();
     for (int v = 0; v < VECTORS; v++) {
         const int64_t g = p * VECTORS + v;
@@ -108,33 +114,41 @@ void displaced_panel(const Module& m, const Table<vi>& table, const Padded& r, i
                 for (int64_t i = 0; i < Wo; i++) store(at + i * PANEL, (vf){});
         }
     }
+    panel_to<Unit>(to, (last - first) * Wo, left, right);
 }
 
 template <class T>
-void forward(const Module& m, const T* x, float* mean, float* var, float* x_mean, float* covariance, T* z,
+void forward(Module m, const T* x, float* mean, float* var, float* x_mean, float* covariance, T* z,
              int64_t threads) {
+    using Unit = UnitOf<T>;
+    const Multiplied<Unit> w1(m.w1, m.E * m.C);
+    m.w1 = w1;
     moments(m.linear(), x, x_mean, covariance, threads);
     statistics(m.linear(), x_mean, covariance, mean, var, threads);
-    const Wide wide(m, x_mean, var);
-    const Bands bands(m, wide);
+    const Wide<Unit> wide(m, x_mean, var);
+    const Bands bands(m, wide.table);
     const int64_t k = panels(m.K) * PANEL, reach = wide.table.reach, Wo = m.Wo();
-    Scratch packed(m.E * k);
-    pack_transposed(m.w2, m.K, m.E, packed);
+    Scratch packed(words<Unit>(m.E) * k);
+    pack_panels<Unit>(m.w2, m.E, 1, m.E, m.K, m.E, packed, 0, 1);
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.N * bands.count, thread, of);
         const int64_t space_in = m.space(m.W), space = m.space(Wo), panel = space * PANEL;
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        Scratch in(space_in * m.c()), gathered(space * m.e()), result(space * k);
+        const Operand<Unit> in(space_in, panels(m.C)), gathered(space, panels(m.E));
+        Scratch floats(panel), result(space * k);
         r.clear();
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
             activate(m, wide, x, n, rows, r, in);
             in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
-                for (int64_t p = 0; p < panels(m.E); p++)
-                    displaced_panel(m, wide.table, r, p, first, last, rows.begin, gathered + p * panel);
-                Term term{gathered, panel, packed, m.E};
-                product(&term, 1, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
+                for (int64_t p = 0; p < panels(m.E); p++) {
+                    float* left = gathered.left(p);
+                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, Unit::IN_WORD == 1 ? left : floats,
+                                          left, nullptr);
+                }
+                const Term term{gathered.left(0), gathered.panel, packed, words<Unit>(m.E)};
+                product<Unit>(&term, 1, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
                 unpack_rows(result, space, (n * m.Ho() + first) * Wo, (last - first) * Wo, m.K, z);
             });
         }
@@ -155,21 +169,22 @@ struct Sums {
     Scratch w1, w2, g;
 };
 
-// g, the gradient of h, for rows first .. last of a band, in panels; its sums are added.
-void at_hidden(const Module& m, const Table<vi>& back, const Padded& r, const Padded& dh, int64_t first, int64_t last,
-               int64_t origin, int64_t panel, float* g, double* sums) {
-    for (int64_t group = 0; group < panels(m.E) * VECTORS; group++) {
-        const int64_t p = group / VECTORS, v = group % VECTORS * VL;
+// Panel p of g, the gradient of h, for rows first .. last of a band; its sums are added.
+template <class Unit>
+void at_hidden(const Module& m, const Table<vi>& back, const Padded& r, const Padded& dh, int64_t p, int64_t first,
+               int64_t last, int64_t origin, float* g, double* sums) {
+    for (int64_t v = 0; v < PANEL; v += VL) {
+        const int64_t group = (p * PANEL + v) / VL;
         vf total = {};
         for (int64_t y = first; y < last; y++) {
-            float* to = g + p * panel + (y - first) * m.W * PANEL + v;
+            float* to = g + (y - first) * m.W * PANEL + v;
             if (group >= back.count) {
                 for (int64_t i = 0; i < m.W; i++) store(to + i * PANEL, (vf){});
                 continue;
             }
             const float* on = r.at(p, y - origin, 0) + v;
             gather_padded(back[group], dh.at(p, y - origin, 0) + v, dh.line, PANEL, m.W, [&](int64_t i, vf value) {
-                value = select(load(on + i * PANEL) <= 0.0f, (vf){}, value);
+                value = Unit::rounded(select(load(on + i * PANEL) <= 0.0f, (vf){}, value));
                 store(to + i * PANEL, value);
                 total += value;
             });
@@ -190,46 +205,51 @@ void spread(const Module& m, const float* from, int64_t panel, int64_t p, int64_
 }
 
 // All but what the norm's sums contribute to the gradient of x.
-template <class T>
-void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x, T* gx, const Sums& sums,
+template <class T, class Unit>
+void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, const T* x, T* gx, const Sums& sums,
                     int64_t threads) {
-    const Bands bands(m, wide);
+    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
+    const Bands bands(m, wide.table);
     const int64_t reach = wide.table.reach, Wo = m.Wo(), c = m.c(), k = panels(m.K) * PANEL;
-    Scratch down(m.E * c), packed(m.K * m.e());
-    pack(wide.weights, m.E, m.C, down);
-    pack(m.w2, m.K, m.E, packed);
+    Scratch down(words<Unit>(m.E) * c), packed(words<Unit>(m.K) * m.e());
+    pack_panels<Unit>(wide.weights, 1, m.C, m.E, m.C, m.E, down, 0, 1);
+    pack_panels<Unit>(m.w2, 1, m.E, m.K, m.E, m.K, packed, 0, 1);
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.N * bands.count, thread, of);
         const int64_t space_in = m.space(m.W), in_panel = space_in * PANEL, space = m.space(Wo), panel = space * PANEL;
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         const Padded dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        Scratch in(space_in * c), temp(STEP * panel), dz(space * k), g(space_in * m.e()), dx(space_in * c);
-        const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = centered(m.linear(), x, wide.minus_mean);
+        const Operand<Unit> in(space_in, panels(m.C)), dz(space, panels(m.K)), g(space_in, panels(m.E)), shifted(space, 1);
+        Scratch temp(most(STEP * panel, in_panel)), dx(space_in * c);
+        const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = wide.up.pixels(m.linear(), x);
         r.clear();
         dh.clear();
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
             const Range around = activate(m, wide, x, n, rows, r, in);
-            auto through_second = [&](Range part, bool count) {
+            auto through_second = [&](Range part, bool inside) {
                 in_steps(part, Wo, m.at_once(), [&](int64_t first, int64_t last) {
-                    pack_rows(grads, (n * m.Ho() + first) * Wo, (last - first) * Wo, space, dz);
+                    const int64_t count = (last - first) * Wo;
+                    pack_operand(grads, (n * m.Ho() + first) * Wo, count, space, dz);
                     for (int64_t p = 0; p < panels(m.E); p += STEP) {
                         const int64_t end = least(p + STEP, panels(m.E));
-                        const Term term{dz, panel, packed, m.K};
+                        const Term term{dz.left(0), dz.panel, packed, words<Unit>(m.K)};
                         if (m.stride == 1) {
                             for (int64_t y = first; y < last; y++) {
-                                row_product(term, y - first, Wo, dh, p, end, y - rows.begin, Sum{false});
+                                row_product<Unit>(term, y - first, Wo, dh, p, end, y - rows.begin, Sum{false});
                                 for (int64_t o = p; o < end; o++) dh.trim(o, y - rows.begin);
                             }
                         } else {
-                            product(&term, 1, (last - first) * Wo, p, end, m.e(), temp - p * panel, panel, false);
+                            product<Unit>(&term, 1, count, p, end, m.e(), temp - p * panel, panel, false);
                             spread(m, temp, panel, p, end, first, last, rows.begin, dh);
                         }
-                        for (int64_t o = p; count && o < end; o++) {
-                            displaced_panel(m, wide.table, r, o, first, last, rows.begin, temp);
-                            add_weight_gradient(m.second(), temp, dz, space, (last - first) * Wo, o, o + 1,
-                                                sums.w2 + thread * sums.size2);
+                        for (int64_t o = p; inside && o < end; o++) {
+                            float* right = shifted.right(0);
+                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, IN_PLACE ? right : temp,
+                                                  nullptr, right);
+                            add_weight_gradient<Unit>(m.second(), right, dz.right(0), dz.panel, words<Unit>(count), o,
+                                                      o + 1, sums.w2 + thread * sums.size2);
                         }
                     }
                 });
@@ -241,11 +261,16 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
             through_second({out.end, (around.end - 1) / m.stride + 1}, false);
             in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
                 const int64_t pixel = (n * m.H + first) * m.W, count = (last - first) * m.W;
-                at_hidden(m, wide.back, r, dh, first, last, rows.begin, in_panel, g, sums.of_g() + thread * m.e());
-                pack_rows(pixels, pixel, count, space_in, in);
-                add_weight_gradient(m.first(), g, in, space_in, count, 0, panels(m.E), sums.w1 + thread * sums.size1);
-                Term term{g, in_panel, down, m.E};
-                product(&term, 1, count, 0, panels(m.C), m.C, dx, in_panel, false);
+                for (int64_t p = 0; p < panels(m.E); p++) {
+                    float* floats = IN_PLACE ? g.left(p) : temp;
+                    at_hidden<Unit>(m, wide.back, r, dh, p, first, last, rows.begin, floats, sums.of_g() + thread * m.e());
+                    panel_to<Unit>(floats, count, g.left(p), g.right(p));
+                }
+                pack_operand(pixels, pixel, count, space_in, in);
+                add_weight_gradient<Unit>(m.first(), g.right(0), in.right(0), in.panel, words<Unit>(count), 0,
+                                          panels(m.E), sums.w1 + thread * sums.size1);
+                const Term term{g.left(0), g.panel, down, words<Unit>(m.E)};
+                product<Unit>(&term, 1, count, 0, panels(m.C), m.C, dx, in_panel, false);
                 unpack_rows(dx, space_in, pixel, count, m.C, gx);
             });
         }
@@ -253,9 +278,11 @@ void backward_bands(const Module& m, const Wide& wide, const T* grad, const T* x
 }
 
 template <class T>
-void backward(const Module& m, const T* grad, const T* x, const float* var, const float* x_mean,
+void backward(Module m, const T* grad, const T* x, const float* var, const float* x_mean,
               const float* covariance, T* gx, float* gw1, float* ggamma, float* gbeta, float* gw2, int64_t threads) {
-    const Wide wide(m, x_mean, var);
+    const Multiplied<UnitOf<T>> w1(m.w1, m.E * m.C);
+    m.w1 = w1;
+    const Wide<UnitOf<T>> wide(m, x_mean, var);
     const Sums sums(m, threads);
     backward_bands(m, wide, grad, x, gx, sums, threads);
     finish_weight_gradient(m.second(), sums.w2, threads, gw2, nullptr);
@@ -265,7 +292,7 @@ void backward(const Module& m, const T* grad, const T* x, const float* var, cons
         for (int64_t t = 0; t < threads; t++) total += sums.of_g()[t * m.e() + e];
         return total;
     };
-    finish_norm(m.linear(), wide, x, var, covariance, of_g, gw1, ggamma, gbeta, gx, threads);
+    finish_norm(m.linear(), wide, x, wide.up.EXACT ? x_mean : nullptr, var, covariance, of_g, gw1, ggamma, gbeta, gx, threads);
 }
 
 }  // namespace

@@ -3,10 +3,11 @@
 //
 // A panel matrix of R rows and C columns is [ceil(C / 16)][R][16] floats: sixteen columns at a time, row after row. The
 // columns of the last panel that do not exist are zero. Every address inside a product is then a constant away from a
-// pointer that moves by one line of 64 bytes.
+// pointer that moves by one line of 64 bytes. Of pairs (units.h) a left operand is [ceil(C / 16)][R][8] words, a right one
+// [ceil(C / 16)][ceil(R / 2)][16], and k is counted in words.
 #pragma once
 #include "scratch.h"
-#include "simd.h"
+#include "units.h"
 
 constexpr int PANEL = 16;
 constexpr int VECTORS = PANEL / VL;  // in a line of a panel
@@ -22,29 +23,30 @@ INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // One term of a sum of products: rows of a times the matrix b (k rows, 16 columns of it).
 struct Term {
     const float* a = nullptr;  // the first row of the tile, in the first panel
-    int64_t a_stride = 0;      // floats from panel to panel of a
+    int64_t a_stride = 0;      // words from panel to panel of a
     const float* b = nullptr;  // panels of [k][16]
     int64_t k = 0;
-    int64_t b_stride = k * PANEL;  // floats from panel to panel of b
+    int64_t b_stride = k * PANEL;  // words from panel to panel of b
 };
 
 // What a product's sums begin with, and what becomes of them. c: where a vector of them is stored, column: its first.
 struct Sum {  // c = or, with add, c +=
     bool add;
     INLINE vf begin(const float* c, int64_t) const { return add ? load(c) : (vf){}; }
-    static INLINE vf end(vf sum) { return sum; }
+    static INLINE vf end(vf sum, int64_t) { return sum; }
     INLINE Sum at(int64_t) const { return *this; }
 };
 struct BiasRelu {  // c = relu(bias[column] + ...)
     const float* bias;
     INLINE vf begin(const float*, int64_t column) const { return load(bias + column); }
-    static INLINE vf end(vf sum) { return vmax0(sum); }
+    static INLINE vf end(vf sum, int64_t) { return vmax0(sum); }
     INLINE BiasRelu at(int64_t column) const { return {bias + column}; }
 };
 
 // c[R][16 P] = sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
-template <int R, int P, int V, class Edge>
+template <class Unit, int R, int P, int V, class Edge>
 INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, Edge edge) {
+    constexpr int64_t LINE = PANEL / Unit::IN_WORD;
     vf sums[R][P * V];
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
@@ -52,47 +54,49 @@ INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, Edge 
                 sums[r][p * V + v] = edge.begin(c + p * c_stride + r * PANEL + v * VL, p * PANEL + v * VL);
     for (int t = 0; t < count; t++) {
         const float* b = terms[t].b;
-        for (int64_t k0 = 0; k0 < terms[t].k; k0 += PANEL) {
-            const float* a = terms[t].a + k0 / PANEL * terms[t].a_stride;
-            int64_t lines = least(PANEL, terms[t].k - k0);
+        for (int64_t k0 = 0; k0 < terms[t].k; k0 += LINE) {
+            const float* a = terms[t].a + k0 / LINE * terms[t].a_stride;
+            int64_t lines = least(LINE, terms[t].k - k0);
 #pragma GCC unroll 4
             for (int64_t k = 0; k < lines; k++, a++, b += PANEL) {
                 vf row[P * V];
                 for (int p = 0; p < P; p++)
                     for (int v = 0; v < V; v++) row[p * V + v] = load(b + p * terms[t].b_stride + v * VL);
                 for (int r = 0; r < R; r++) {
-                    vf factor = broadcast(a[r * PANEL]);
-                    for (int v = 0; v < P * V; v++) sums[r][v] += factor * row[v];
+                    vf factor = Unit::factor(a + r * LINE);
+                    for (int v = 0; v < P * V; v++) sums[r][v] = Unit::add_product(sums[r][v], factor, row[v]);
                 }
             }
         }
     }
     for (int r = 0; r < R; r++)
         for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) store(c + p * c_stride + r * PANEL + v * VL, edge.end(sums[r][p * V + v]));
+            for (int v = 0; v < V; v++)
+                store(c + p * c_stride + r * PANEL + v * VL, edge.end(sums[r][p * V + v], p * PANEL + v * VL));
 }
 
-template <int R, int P, int V, class Edge>
+template <class Unit, int R, int P, int V, class Edge>
 inline __attribute__((noinline)) void tiles(const Term* terms, int count, float* c, int64_t c_stride, Edge edge,
                                             int64_t rows) {
+    constexpr int64_t LINE = PANEL / Unit::IN_WORD;
     Term moved[2];
     for (int t = 0; t < count; t++) moved[t] = terms[t];
     int64_t r = 0;
     for (; r < rows - (R > 8 ? 8 : 0); r += R) {
-        tile<R, P, V>(moved, count, c + r * PANEL, c_stride, edge);
-        for (int t = 0; t < count; t++) moved[t].a += R * PANEL;
+        tile<Unit, R, P, V>(moved, count, c + r * PANEL, c_stride, edge);
+        for (int t = 0; t < count; t++) moved[t].a += R * LINE;
     }
     if constexpr (R > 8) {
         if (r + 4 < rows)
-            tile<8, P, V>(moved, count, c + r * PANEL, c_stride, edge);
+            tile<Unit, 8, P, V>(moved, count, c + r * PANEL, c_stride, edge);
         else if (r < rows)
-            tile<4, P, V>(moved, count, c + r * PANEL, c_stride, edge);
+            tile<Unit, 4, P, V>(moved, count, c + r * PANEL, c_stride, edge);
     }
 }
 
 // c = a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
 // more rows of a and c are read and written. c's panels are c_stride floats apart.
-template <class Edge>
+template <class Unit = Floats, class Edge>
 inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
                     int64_t c_stride, Edge all) {
     for (int64_t p = first; p < last;) {
@@ -106,84 +110,103 @@ inline void product(const Term* terms, int count, int64_t rows, int64_t first, i
         int64_t left = columns - p * PANEL;
         if constexpr (VL == 16) {
             if (p + 1 < last) {
-                tiles<12, 2, 1>(at, count, to, c_stride, edge, rows);
+                tiles<Unit, 12, 2, 1>(at, count, to, c_stride, edge, rows);
                 p += 2;
                 continue;
             }
-            tiles<12, 1, 1>(at, count, to, c_stride, edge, rows);
+            tiles<Unit, 12, 1, 1>(at, count, to, c_stride, edge, rows);
         } else if constexpr (VL == 8) {
             if (left > VL)
-                tiles<6, 1, VECTORS>(at, count, to, c_stride, edge, rows);
+                tiles<Unit, 6, 1, VECTORS>(at, count, to, c_stride, edge, rows);
             else
-                tiles<12, 1, 1>(at, count, to, c_stride, edge, rows);
+                tiles<Unit, 12, 1, 1>(at, count, to, c_stride, edge, rows);
         } else {
-            tiles<(REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, edge, rows);
+            tiles<Unit, (REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, edge, rows);
         }
         p++;
     }
 }
+template <class Unit = Floats>
 inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
                     int64_t c_stride, bool add) {
-    product(terms, count, rows, first, last, columns, c, c_stride, Sum{add});
+    product<Unit>(terms, count, rows, first, last, columns, c, c_stride, Sum{add});
 }
 
-// c[R][16] += the transpose of R columns of a, times b; both run over `rows` rows of one panel.
-template <int R, int V>
-INLINE void outer_tile(const float* a, const float* b, int64_t rows, float* c) {
-    vf sums[R][V];
+// c[R][16 P] += the transpose of R columns of a, times P panels of b; all run over `rows` rows.
+template <class Unit, int R, int P, int V>
+INLINE void outer_tile(const float* a, const float* b, int64_t b_stride, int64_t rows, float* c, int64_t c_stride) {
+    vf sums[R][P * V];
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = (vf){};
+        for (int v = 0; v < P * V; v++) sums[r][v] = (vf){};
 #pragma GCC unroll 4
     for (int64_t m = 0; m < rows; m++, a += PANEL, b += PANEL) {
-        vf line[V];
-        for (int v = 0; v < V; v++) line[v] = load(b + v * VL);
+        vf line[P * V];
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < V; v++) line[p * V + v] = load(b + p * b_stride + v * VL);
         for (int r = 0; r < R; r++) {
-            vf factor = broadcast(a[r]);
-            for (int v = 0; v < V; v++) sums[r][v] += factor * line[v];
+            vf factor = Unit::factor(a + r);
+            for (int v = 0; v < P * V; v++) sums[r][v] = Unit::add_product(sums[r][v], factor, line[v]);
         }
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) {
-            float* to = c + r * PANEL + v * VL;
-            store(to, load(to) + sums[r][v]);
-        }
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < V; v++) {
+                float* to = c + p * c_stride + r * PANEL + v * VL;
+                store(to, load(to) + sums[r][p * V + v]);
+            }
 }
 
-// c[16][16] += transpose(a[rows][16]) b[rows][16], of which `columns` (1 .. 16) columns of b are wanted.
+template <class Unit, int R, int V>
+INLINE void outer_rows(const float* a, const float* b, int64_t rows, float* c, int first) {
+    outer_tile<Unit, R, 1, V>(a + first, b, 0, rows, c + first * PANEL, 0);
+}
+
+// c[16][16] += transpose(a[rows][16]) b[rows][16], of which `columns` (1 .. 16) columns of b are wanted. Both lie as right
+// operands do, and rows are counted in words.
+template <class Unit = Floats>
 inline __attribute__((noinline)) void outer(const float* a, const float* b, int64_t rows, int64_t columns, float* c) {
     if constexpr (VL == 16) {
-        outer_tile<16, 1>(a, b, rows, c);
+        outer_rows<Unit, 16, 1>(a, b, rows, c, 0);
     } else if constexpr (VL == 8) {
         if (columns > VL) {
-            outer_tile<6, 2>(a, b, rows, c);
-            outer_tile<5, 2>(a + 6, b, rows, c + 6 * PANEL);
-            outer_tile<5, 2>(a + 11, b, rows, c + 11 * PANEL);
+            outer_rows<Unit, 6, 2>(a, b, rows, c, 0);
+            outer_rows<Unit, 5, 2>(a, b, rows, c, 6);
+            outer_rows<Unit, 5, 2>(a, b, rows, c, 11);
         } else {
-            outer_tile<8, 1>(a, b, rows, c);
-            outer_tile<8, 1>(a + 8, b, rows, c + 8 * PANEL);
+            outer_rows<Unit, 8, 1>(a, b, rows, c, 0);
+            outer_rows<Unit, 8, 1>(a, b, rows, c, 8);
         }
     } else if constexpr (REGISTERS == 32) {
-        outer_tile<6, 4>(a, b, rows, c);
-        outer_tile<5, 4>(a + 6, b, rows, c + 6 * PANEL);
-        outer_tile<5, 4>(a + 11, b, rows, c + 11 * PANEL);
+        outer_rows<Unit, 6, 4>(a, b, rows, c, 0);
+        outer_rows<Unit, 5, 4>(a, b, rows, c, 6);
+        outer_rows<Unit, 5, 4>(a, b, rows, c, 11);
     } else {
-        for (int r = 0; r < PANEL; r += 2) outer_tile<2, 4>(a + r, b, rows, c + r * PANEL);
+        for (int r = 0; r < PANEL; r += 2) outer_rows<Unit, 2, 4>(a, b, rows, c, r);
     }
 }
 
-// A row-major matrix w (rows x columns) as a panel matrix; or its transpose (columns x rows) as one.
+// c[16][columns] += transpose(a[rows][16]) b[rows][columns]; panels of b and of c are so far apart.
+template <class Unit = Floats>
+inline __attribute__((noinline)) void outers(const float* a, const float* b, int64_t b_stride, int64_t rows,
+                                             int64_t columns, float* c, int64_t c_stride) {
+    for (int64_t left = columns; left > 0; left -= PANEL, b += b_stride, c += c_stride) {
+        if constexpr (VL == 16)
+            if (left > PANEL) {  // two at once: ten loads a line where one at a time takes seventeen
+                outer_tile<Unit, 8, 2, 1>(a, b, b_stride, rows, c, c_stride);
+                outer_tile<Unit, 8, 2, 1>(a + 8, b, b_stride, rows, c + 8 * PANEL, c_stride);
+                left -= PANEL, b += b_stride, c += c_stride;
+                continue;
+            }
+        outer<Unit>(a, b, rows, least(PANEL, left), c);
+    }
+}
+
+// A row-major matrix w (rows x columns) as a panel matrix.
 inline void pack(const float* w, int64_t rows, int64_t columns, float* to) {
     for (int64_t p = 0; p < panels(columns); p++) {
         int64_t n = least(PANEL, columns - p * PANEL);
         for (int64_t r = 0; r < rows; r++, to += PANEL)
             for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[r * columns + p * PANEL + i] : 0;
-    }
-}
-inline void pack_transposed(const float* w, int64_t rows, int64_t columns, float* to) {
-    for (int64_t p = 0; p < panels(rows); p++) {
-        int64_t n = least(PANEL, rows - p * PANEL);
-        for (int64_t c = 0; c < columns; c++, to += PANEL)
-            for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[(p * PANEL + i) * columns + c] : 0;
     }
 }
 // Back: some of the `space` rows of a panel matrix as row-major (rows x columns), or transposed (columns x `count` rows).

@@ -61,6 +61,76 @@ inline void pack_rows(const Rows<T>& from, int64_t first, int64_t rows, int64_t 
         }
 }
 
+// A panel matrix of `space` rows (even) and `count` panels as left and as right operand of products. Of floats both are the
+// same memory.
+template <class Unit>
+class Operand {
+    static constexpr bool ONE = Unit::IN_WORD == 1;
+    Scratch left_, right_;
+
+  public:
+    const int64_t panel;  // words
+    Operand(int64_t space, int64_t count)
+        : left_(space * PANEL / Unit::IN_WORD * count), right_(ONE ? 0 : space * PANEL / Unit::IN_WORD * count),
+          panel(space * PANEL / Unit::IN_WORD) {}
+    float* left(int64_t p) const { return left_ + p * panel; }
+    float* right(int64_t p) const { return (ONE ? left_ : right_) + p * panel; }
+
+    // Vector v of panel p of the rows from r on that one word of a right operand holds.
+    static INLINE void put(float* left, float* right, int64_t r, int64_t v, const vf* rows) {
+        if constexpr (ONE) {
+            store(left + r * PANEL + v, rows[0]);
+        } else {
+            vf lines, pairs;
+            Unit::join(rows[0], rows[1], lines, pairs);
+            if (left) store(left + r * PANEL / Unit::IN_WORD, lines);
+            if (right) store(right + r * PANEL / Unit::IN_WORD, pairs);
+        }
+    }
+};
+
+// pack_rows into both.
+template <class Unit, class T>
+inline void pack_operand(const Rows<T>& from, int64_t first, int64_t rows, int64_t space, const Operand<Unit>& to,
+                         float* sums = nullptr) {
+    if constexpr (Unit::IN_WORD == 1) {
+        pack_rows(from, first, rows, space, to.left(0), sums);
+    } else {
+        for (int64_t p = 0; p < panels(from.columns); p++) {
+            const int64_t column = p * PANEL;
+            const int n = (int)least(VL, from.columns - column);
+            float *left = to.left(p), *right = to.right(p);
+            vf total = {};
+            auto each = [&](auto read) __attribute__((always_inline)) {
+                for (int64_t r = 0; r < rows; r += 2) {
+                    const vf two[2] = {read(first + r), r + 1 < rows ? read(first + r + 1) : (vf){}};
+                    total += two[0] + two[1];
+                    to.put(left, right, r, 0, two);
+                }
+            };
+            if (n == VL && from.plain())
+                each([&](int64_t r) __attribute__((always_inline)) { return load(from.x + r * from.columns + column); });
+            else if (n == VL)
+                each([&](int64_t r) __attribute__((always_inline)) { return from.at(r, column, VL); });
+            else
+                each([&](int64_t r) __attribute__((always_inline)) { return from.at(r, column, n); });
+            const vf none[2] = {};
+            for (int64_t r = (rows + 1) / 2 * 2; r < space; r += 2) to.put(left, right, r, 0, none);
+            if (sums) store(sums + column, load(sums + column) + total);
+        }
+    }
+}
+
+// A panel of floats into one of an operand; either side may be null. Of floats it is the same one.
+template <class Unit>
+inline void panel_to(const float* from, int64_t rows, float* left, float* right) {
+    if constexpr (Unit::IN_WORD > 1)
+        for (int64_t r = 0; r < rows; r += 2) {
+            const vf two[2] = {load(from + r * PANEL), r + 1 < rows ? load(from + (r + 1) * PANEL) : (vf){}};
+            Operand<Unit>::put(left, right, r, 0, two);
+        }
+}
+
 // Fetch part `index` of `parts` of rows first .. first + rows into the second cache: what stands in memory arrives while
 // products of the rows before are made.
 template <class T>
@@ -124,6 +194,23 @@ inline void pack_in_order(const T* x, int64_t columns, int64_t rows, int64_t spa
         for (int64_t c = 0; c < whole; c += VL) put(c, load(x + c));
         if (rest) put(whole, load_part(x + whole, rest));
         for (int64_t c = whole + (rest ? VL : 0); c < panels(columns) * PANEL; c += VL) put(c, (vf){});
+    }
+}
+
+// pack_in_order into both sides of an operand.
+template <class Unit, class T>
+inline void pack_operand_in_order(const T* x, int64_t columns, int64_t rows, int64_t space, const Operand<Unit>& to,
+                                  float* sums) {
+    if constexpr (Unit::IN_WORD == 1) {
+        pack_in_order(x, columns, rows, space, to.left(0), sums);
+    } else {
+        for (int64_t r = 0; r < rows; r += 2, x += 2 * columns)
+            for (int64_t c = 0; c < columns; c += VL) {
+                const int n = (int)least(VL, columns - c);
+                const vf two[2] = {load_n(x + c, n), r + 1 < rows ? load_n(x + columns + c, n) : (vf){}};
+                if (sums) store(sums + c, load(sums + c) + two[0] + two[1]);
+                to.put(to.left(c / PANEL), to.right(c / PANEL), r, 0, two);
+            }
     }
 }
 

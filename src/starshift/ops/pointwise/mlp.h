@@ -26,13 +26,16 @@ void activate_backward(float* h, float* d, const float* b, float* sums, int64_t 
 template <class T>
 void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, const float* w2, const float* b2,
                  int64_t act, T* out, int64_t threads) {
+    using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 8;  // panels of hidden units at a time
+    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
-    Scratch packed(s.k() * (s.C + s.n()) + s.k() + s.n());
-    float *p1 = packed, *p2 = p1 + s.k() * s.C, *bias1 = p2 + s.k() * s.n(), *bias2 = bias1 + s.k();
+    const int64_t up_size = s.k() * words<Unit>(s.C), down_size = words<Unit>(s.k()) * s.n();
+    Scratch packed(up_size + down_size + s.k() + s.n());
+    float *p1 = packed, *p2 = p1 + up_size, *bias1 = p2 + down_size, *bias2 = bias1 + s.k();
     parallel(threads, [&](int64_t t, int64_t of) {
-        pack_panels(w1, s.C, 1, s.C, s.K, s.C, p1, t, of);
-        pack_panels(w2, s.K, 1, s.k(), s.N, s.K, p2, t, of);
+        pack_panels<Unit>(w1, s.C, 1, s.C, s.K, s.C, p1, t, of);
+        pack_panels<Unit>(w2, s.K, 1, s.k(), s.N, s.K, p2, t, of);
     });
     copy_padded(b1, s.K, s.k(), bias1);
     copy_padded(b2, s.N, s.n(), bias2);
@@ -42,20 +45,26 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
     parallel(threads, [&](int64_t t, int64_t of) {
         const Chunks chunks(share(s.M, t, of), chunk_rows(s));
         const int64_t space = chunks.size, panel = space * PANEL;
-        Scratch in(space * s.c()), hidden(panel * GROUP), result(space * s.n());
+        const Operand<Unit> in(space, panels(s.C)), hidden(space, GROUP);
+        Scratch made(IN_PLACE ? 0 : panel * STEP), result(space * s.n());
         for (int64_t m = chunks.begin; m < chunks.end; m += space) {
             const int64_t rows = least(space, chunks.end - m);
-            pack_rows(from, m, rows, space, in);
-            const Term up{in, panel, p1, s.C};
+            pack_operand(from, m, rows, space, in);
+            const Term up{in.left(0), in.panel, p1, words<Unit>(s.C)};
             for (int64_t group = 0; group < panels(s.K); group += GROUP) {
                 const int64_t last = least(group + GROUP, panels(s.K));
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
-                    product(&up, 1, rows, p, end, s.k(), hidden - group * panel, panel, false);
-                    for (int64_t o = p; o < end; o++) activation(hidden + (o - group) * panel, bias1 + o * PANEL, rows);
+                    float* h = IN_PLACE ? hidden.left(p - group) : made;
+                    product<Unit>(&up, 1, rows, p, end, s.k(), h - p * panel, panel, false);
+                    for (int64_t o = p; o < end; o++, h += panel) {
+                        activation(h, bias1 + o * PANEL, rows);
+                        panel_to<Unit>(h, rows, hidden.left(o - group), nullptr);
+                    }
                 }
-                const Term down{hidden, panel, p2 + group * PANEL * PANEL, (last - group) * PANEL, s.k() * PANEL};
-                product(&down, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
+                const Term down{hidden.left(0), hidden.panel, p2 + words<Unit>(group * PANEL) * PANEL,
+                                words<Unit>((last - group) * PANEL), words<Unit>(s.k()) * PANEL};
+                product<Unit>(&down, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
             }
             for (int64_t p = 0; p < panels(s.N); p++) add_bias(result + p * panel, rows, bias2 + p * PANEL);
             unpack_rows(result, space, m, rows, s.N, out);
@@ -67,15 +76,18 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
 template <class T>
 void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, const float* b1, const float* w2,
                   int64_t act, T* gx, float* gw1, float* gb1, float* gw2, float* gb2, int64_t threads) {
+    using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 4;
+    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
     const int64_t k = s.k(), size = k * (s.c() + s.n() + 1) + s.n();
-    Scratch packed(k * (s.C + s.N + s.c() + 1)), totals(threads * size);
-    float *up = packed, *p2 = up + k * s.C, *down = p2 + k * s.N, *bias = down + k * s.c();
+    const int64_t up_size = k * words<Unit>(s.C), p2_size = k * words<Unit>(s.N), down_size = words<Unit>(k) * s.c();
+    Scratch packed(up_size + p2_size + down_size + k), totals(threads * size);
+    float *up = packed, *p2 = up + up_size, *down = p2 + p2_size, *bias = down + down_size;
     parallel(threads, [&](int64_t t, int64_t of) {
-        pack_panels(w1, s.C, 1, s.C, s.K, s.C, up, t, of);
-        pack_panels(w2, 1, s.K, s.N, s.K, s.N, p2, t, of);
-        pack_panels(w1, 1, s.C, k, s.C, s.K, down, t, of);
+        pack_panels<Unit>(w1, s.C, 1, s.C, s.K, s.C, up, t, of);
+        pack_panels<Unit>(w2, 1, s.K, s.N, s.K, s.N, p2, t, of);
+        pack_panels<Unit>(w1, 1, s.C, k, s.C, s.K, down, t, of);
     });
     copy_padded(b1, s.K, k, bias);
     ActivateBackward activation = nullptr;
@@ -86,29 +98,35 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
         for (int64_t i = 0; i < size; i++) to1[i] = 0;
         const Chunks chunks(share(s.M, t, of), chunk_rows(s));
         const int64_t space = chunks.size, panel = space * PANEL;
-        Scratch in(space * s.c()), dy(space * s.n()), dx(space * s.c()), h(panel * GROUP), d(panel * GROUP);
+        const Operand<Unit> in(space, panels(s.C)), dy(space, panels(s.N)), h(space, STEP), d(space, GROUP);
+        const int64_t aside = IN_PLACE ? 0 : panel * STEP;  // products where they cannot stand among the operands
+        Scratch dx(space * s.c()), made(2 * aside);
         for (int64_t m = chunks.begin; m < chunks.end; m += space) {
             const int64_t rows = least(space, chunks.end - m);
-            pack_rows(from, m, rows, space, in);
-            pack_rows(grads, m, rows, space, dy, sums2);
-            const Term to_hidden{in, panel, up, s.C}, to_active{dy, panel, p2, s.N};
+            pack_operand(from, m, rows, space, in);
+            pack_operand(grads, m, rows, space, dy, sums2);
+            const Term to_hidden{in.left(0), in.panel, up, words<Unit>(s.C)};
+            const Term to_active{dy.left(0), dy.panel, p2, words<Unit>(s.N)};
             for (int64_t group = 0; group < panels(s.K); group += GROUP) {
                 const int64_t last = least(group + GROUP, panels(s.K));
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
-                    product(&to_hidden, 1, rows, p, end, k, d - group * panel, panel, false);
-                    product(&to_active, 1, rows, p, end, k, h - group * panel, panel, false);
-                    for (int64_t o = p; o < end; o++) {
-                        float *hp = h + (o - group) * panel, *dp = d + (o - group) * panel;
+                    float *dp = IN_PLACE ? d.left(p - group) : made, *hp = IN_PLACE ? h.left(0) : made + aside;
+                    product<Unit>(&to_hidden, 1, rows, p, end, k, dp - p * panel, panel, false);
+                    product<Unit>(&to_active, 1, rows, p, end, k, hp - p * panel, panel, false);
+                    for (int64_t o = p; o < end; o++, dp += panel, hp += panel) {
+                        float *d_right = d.right(o - group), *h_right = h.right(o - p);
                         activation(hp, dp, bias + o * PANEL, sums1 + o * PANEL, rows);
-                        for (int64_t q = 0; q < panels(s.C); q++)
-                            outer(dp, in + q * panel, rows, least(PANEL, s.C - q * PANEL), to1 + (q * k + o * PANEL) * PANEL);
-                        for (int64_t q = 0; q < panels(s.N); q++)
-                            outer(hp, dy + q * panel, rows, least(PANEL, s.N - q * PANEL), to2 + (q * k + o * PANEL) * PANEL);
+                        panel_to<Unit>(dp, rows, d.left(o - group), d_right);
+                        panel_to<Unit>(hp, rows, nullptr, h_right);
+                        const int64_t at = o * PANEL * PANEL, lines = words<Unit>(rows);
+                        outers<Unit>(d_right, in.right(0), in.panel, lines, s.C, to1 + at, k * PANEL);
+                        outers<Unit>(h_right, dy.right(0), dy.panel, lines, s.N, to2 + at, k * PANEL);
                     }
                 }
-                const Term back{d, panel, down + group * PANEL * PANEL, (last - group) * PANEL, k * PANEL};
-                product(&back, 1, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
+                const Term back{d.left(0), d.panel, down + words<Unit>(group * PANEL) * PANEL,
+                                words<Unit>((last - group) * PANEL), words<Unit>(k) * PANEL};
+                product<Unit>(&back, 1, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
             }
             unpack_rows(dx, space, m, rows, s.C, gx);
         }

@@ -17,13 +17,13 @@ int64_t lines_of(int64_t pixels) { return pixels / ROW_MULTIPLE % 2 ? pixels : p
 
 // g, the gradient at the activation's result, becomes that at its argument h + bias; its column sums are added.
 using Deactivate = void (*)(float* g, const float* h, const float* bias, float* sums, int64_t rows);
-template <class Act>
+template <class Unit, class Act>
 void deactivate(float* g, const float* h, const float* bias, float* sums, int64_t rows) {
     for (int v = 0; v < PANEL; v += VL) {
         const vf b = load(bias + v);
         vf total = {};
         for (int64_t i = v; i < rows * PANEL; i += PANEL) {
-            const vf value = Act::backward(load(g + i), load(h + i) + b);
+            const vf value = Unit::rounded(Act::backward(load(g + i), load(h + i) + b));
             store(g + i, value);
             total += value;
         }
@@ -32,26 +32,31 @@ void deactivate(float* g, const float* h, const float* bias, float* sums, int64_
 }
 
 template <class T>
-void forward(const Linear& m, const T* x, float* mean, float* var, float* x_mean, float* covariance, int64_t act, T* y,
+void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float* covariance, int64_t act, T* y,
              int64_t threads) {
+    using Unit = UnitOf<T>;
+    const Multiplied<Unit> w(m.w, m.E * m.C);
+    m.w = w;
     moments(m, x, x_mean, covariance, threads);
     statistics(m, x_mean, covariance, mean, var, threads);
     const Scaled wide(m, x_mean, var);
+    const Up<Unit> up(m, wide, x_mean);
     Activate activate_panel{};
     with_activation(act, [&](auto a) { activate_panel = activate<decltype(a)>; });
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Chunks chunks(share(m.pixels, thread, of), pixels_of(m));
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;
-        Scratch in(space * m.c()), h(space * m.e());
-        const Rows<T> pixels = centered(m, x, wide.minus_mean);
+        const Operand<Unit> in(space, panels(m.C));
+        Scratch h(space * m.e());
+        const Rows<T> pixels = up.pixels(m, x);
         for (int64_t first = chunks.begin; first < chunks.end; first += chunks.size) {
             const int64_t rows = least(chunks.size, chunks.end - first);
-            pack_rows(pixels, first, rows, space, in);
-            const Term term{in, panel, wide.up, m.C};
+            pack_operand(pixels, first, rows, space, in);
+            const Term term{in.left(0), in.panel, up.weights, words<Unit>(m.C)};
             for (int64_t p = 0; p < panels(m.E); p += STEP) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                product(&term, 1, rows, p, end, m.e(), h, panel, false);
-                for (int64_t o = p; o < end; o++) activate_panel(h + o * panel, wide.bias + o * PANEL, rows);
+                product<Unit>(&term, 1, rows, p, end, m.e(), h, panel, up.edge());
+                for (int64_t o = p; o < end; o++) activate_panel(h + o * panel, up.bias + o * PANEL, rows);
             }
             unpack_in_order(h, space, rows, m.E, nullptr, y + first * m.E);
         }
@@ -59,41 +64,49 @@ void forward(const Linear& m, const T* x, float* mean, float* var, float* x_mean
 }
 
 template <class T>
-void backward(const Linear& m, const T* grad, const T* x, const float* var, const float* x_mean, const float* covariance,
+void backward(Linear m, const T* grad, const T* x, const float* var, const float* x_mean, const float* covariance,
               int64_t act, T* gx, float* gw, float* ggamma, float* gbeta, int64_t threads) {
+    using Unit = UnitOf<T>;
+    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
+    const Multiplied<Unit> w(m.w, m.E * m.C);
+    m.w = w;
     const Scaled wide(m, x_mean, var);
+    const Up<Unit> up(m, wide, x_mean);
     Deactivate deactivate_panel{};
-    with_activation(act, [&](auto a) { deactivate_panel = deactivate<decltype(a)>; });
+    with_activation(act, [&](auto a) { deactivate_panel = deactivate<Unit, decltype(a)>; });
     // By thread: the sums of g (x - mean)' in blocks [E / 16][C / 16] of 16 x 16; those of g.
     const int64_t size = m.e() * m.c(), blocks = panels(m.C) * PANEL * PANEL;
-    Scratch down(m.E * m.c()), of_w(threads * size), of_g(2 * threads * m.e());
+    Scratch down(words<Unit>(m.E) * m.c()), of_w(threads * size), of_g(2 * threads * m.e());
     double* const totals = reinterpret_cast<double*>((float*)of_g);
-    pack(wide.weights, m.E, m.C, down);
+    pack_panels<Unit>(wide.weights, 1, m.C, m.E, m.C, m.E, down, 0, 1);
     clear(of_w, threads * size);
     clear(of_g, 2 * threads * m.e());
     threads = parallel(threads, [&](int64_t thread, int64_t of) {
         const Chunks chunks(share(m.pixels, thread, of), pixels_of(m));
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;
-        Scratch in(space * m.c()), g(space * m.e()), h(STEP * panel), dx(space * m.c()), sums(m.e());
-        const Rows<T> pixels = centered(m, x, wide.minus_mean);
+        const Operand<Unit> in(space, panels(m.C)), g(space, panels(m.E));
+        Scratch read(IN_PLACE ? 0 : space * m.e()), h(STEP * panel), dx(space * m.c()), sums(m.e());
+        float* const grads = IN_PLACE ? g.left(0) : (float*)read;
+        const Rows<T> pixels = up.pixels(m, x);
         for (int64_t first = chunks.begin; first < chunks.end; first += chunks.size) {
             const int64_t rows = least(chunks.size, chunks.end - first);
-            pack_rows(pixels, first, rows, space, in);
-            pack_in_order(grad + first * m.E, m.E, rows, space, g, nullptr);
+            pack_operand(pixels, first, rows, space, in);
+            pack_in_order(grad + first * m.E, m.E, rows, space, grads, nullptr);
             clear(sums, m.e());
-            const Term to_h{in, panel, wide.up, m.C}, to_x{g, panel, down, m.E};
+            const Term to_h{in.left(0), in.panel, up.weights, words<Unit>(m.C)}, to_x{g.left(0), g.panel, down, words<Unit>(m.E)};
             for (int64_t p = 0; p < panels(m.E); p += STEP) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                product(&to_h, 1, rows, p, end, m.e(), h - p * panel, panel, false);
+                product<Unit>(&to_h, 1, rows, p, end, m.e(), h - p * panel, panel, up.edge());
                 for (int64_t o = p; o < end; o++) {
-                    deactivate_panel(g + o * panel, h + (o - p) * panel, wide.bias + o * PANEL, sums + o * PANEL, rows);
-                    for (int64_t q = 0; q < panels(m.C); q++)
-                        outer(g + o * panel, in + q * panel, rows, least(PANEL, m.C - q * PANEL),
-                              of_w + thread * size + o * blocks + q * PANEL * PANEL);
+                    float* at = grads + o * panel;
+                    deactivate_panel(at, h + (o - p) * panel, up.bias + o * PANEL, sums + o * PANEL, rows);
+                    panel_to<Unit>(at, rows, g.left(o), g.right(o));
+                    outers<Unit>(g.right(o), in.right(0), in.panel, words<Unit>(rows), m.C, of_w + thread * size + o * blocks,
+                                 PANEL * PANEL);
                 }
             }
             for (int64_t e = 0; e < m.E; e++) totals[thread * m.e() + e] += sums[e];
-            product(&to_x, 1, rows, 0, panels(m.C), m.C, dx, panel, false);
+            product<Unit>(&to_x, 1, rows, 0, panels(m.C), m.C, dx, panel, false);
             unpack_rows(dx, space, first, rows, m.C, gx);
         }
     });
@@ -106,7 +119,7 @@ void backward(const Linear& m, const T* grad, const T* x, const float* var, cons
         for (int64_t t = 0; t < threads; t++) total += totals[t * m.e() + e];
         return total;
     };
-    finish_norm(m, wide, x, var, covariance, sum_of_g, gw, ggamma, gbeta, gx, threads);
+    finish_norm(m, wide, x, up.EXACT ? x_mean : nullptr, var, covariance, sum_of_g, gw, ggamma, gbeta, gx, threads);
 }
 
 }  // namespace

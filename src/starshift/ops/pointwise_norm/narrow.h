@@ -89,7 +89,7 @@ inline void statistics(const Linear& m, const float* x_mean, const float* covari
 // The map with the norm's scale in its weights.
 struct Scaled {
     Scaled(const Linear& m, const float* x_mean, const float* var)
-        : scale(m.E), weights(m.E * m.C), up(m.e() * m.C), bias(m.e()), minus_mean(m.c()) {
+        : scale(m.E), weights(m.E * m.C), bias(m.e()), minus_mean(m.c()) {
         clear(bias, m.e());
         clear(minus_mean, m.c());
         for (int64_t i = 0; i < m.C; i++) minus_mean[i] = -x_mean[i];
@@ -98,9 +98,75 @@ struct Scaled {
             bias[e] = m.beta[e];
             for (int64_t i = 0; i < m.C; i++) weights[e * m.C + i] = scale[e] * m.w[e * m.C + i];
         }
-        pack_transposed(weights, m.E, m.C, up);
     }
-    Scratch scale, weights, up, bias, minus_mean;
+    Scratch scale, weights, bias, minus_mean;
+};
+
+// Weights as products take them: of pairs rounded, and then everywhere, so that the norm normalises what is multiplied.
+template <class Unit>
+class Multiplied {
+    Scratch rounded_;
+    const float* w_;
+
+  public:
+    Multiplied(const float* w, int64_t n) : rounded_(Unit::IN_WORD == 1 ? 0 : n), w_(Unit::IN_WORD == 1 ? w : rounded_) {
+        for (int64_t i = 0; Unit::IN_WORD > 1 && i < n; i += VL) {
+            const int part = (int)least(VL, n - i);
+            store_n(rounded_ + i, Unit::rounded(load_n(w + i, part)), part);
+        }
+    }
+    operator const float*() const { return w_; }
+};
+
+// c = scale[column] * ..., and with bias and ReLU.
+struct Times {
+    const float* scale;
+    static INLINE vf begin(const float*, int64_t) { return (vf){}; }
+    INLINE vf end(vf sum, int64_t column) const { return sum * load(scale + column); }
+    INLINE Times at(int64_t column) const { return {scale + column}; }
+};
+struct TimesBiasRelu {
+    const float *scale, *bias;
+    static INLINE vf begin(const float*, int64_t) { return (vf){}; }
+    INLINE vf end(vf sum, int64_t column) const { return vmax0(sum * load(scale + column) + load(bias + column)); }
+    INLINE TimesBiasRelu at(int64_t column) const { return {scale + column, bias + column}; }
+};
+
+// The map as a product makes h of it. Of floats: of x less its mean, the norm's scale in the weights. Of pairs: of x and w,
+// which are such pairs without rounding, scaled afterwards: what is rounded moves across the activation's kink. The sums
+// of g x' are then those of g (x - mean)' once the mean times the sum of g, as multiplied, is taken off (finish_norm).
+template <class Unit>
+struct Up {
+    static constexpr bool EXACT = Unit::IN_WORD > 1;
+    Up(const Linear& m, const Scaled& map, const float* x_mean)
+        : weights(m.e() * words<Unit>(m.C)), scale(m.e()), bias(m.e()), minus_mean(map.minus_mean) {
+        pack_panels<Unit>(EXACT ? m.w : (const float*)map.weights, m.C, 1, m.C, m.E, m.C, weights, 0, 1);
+        copy_padded(map.scale, m.E, m.e(), scale);
+        copy_padded(map.bias, m.E, m.e(), bias);
+        for (int64_t e = 0; EXACT && e < m.E; e++) {
+            double mean = 0;
+            for (int64_t i = 0; i < m.C; i++) mean += (double)m.w[e * m.C + i] * x_mean[i];
+            bias[e] -= (float)(scale[e] * mean);
+        }
+    }
+    template <class T>
+    Rows<T> pixels(const Linear& m, const T* x) const {
+        return {x, nullptr, nullptr, nullptr, EXACT ? nullptr : minus_mean, m.C};
+    }
+    auto edge() const {
+        if constexpr (EXACT)
+            return Times{scale};
+        else
+            return Sum{false};
+    }
+    auto relu_edge() const {
+        if constexpr (EXACT)
+            return TimesBiasRelu{scale, bias};
+        else
+            return BiasRelu{bias};
+    }
+    Scratch weights, scale, bias;
+    const float* minus_mean;
 };
 
 // gx += a (x - mean) + b: what the norm's sums contribute.
@@ -127,10 +193,11 @@ void add_sums(const Linear& m, const Scaled& wide, const T* x, const float* a, c
 }
 
 // Completes the gradients once all pixels have been seen, and adds to gx what the norm's sums contribute.
-// gw (E, C): in, the sum over pixels of g (x - mean)' with g the gradient of h; of_g(e): the sum of g.
+// gw (E, C): in, the sum over pixels of g (x - mean)' with g the gradient of h, or of g x' and then x_mean is given;
+// of_g(e): the sum of g.
 template <class T, class Sum>
-void finish_norm(const Linear& m, const Scaled& wide, const T* x, const float* var, const float* covariance,
-                 const Sum& of_g, float* gw, float* ggamma, float* gbeta, T* gx, int64_t threads) {
+void finish_norm(const Linear& m, const Scaled& wide, const T* x, const float* x_mean, const float* var,
+                 const float* covariance, const Sum& of_g, float* gw, float* ggamma, float* gbeta, T* gx, int64_t threads) {
     const double pixels = (double)m.pixels;
     const int64_t size = m.C * m.C + m.c();  // a, then b
     Scratch parts(threads * size);
@@ -142,6 +209,7 @@ void finish_norm(const Linear& m, const Scaled& wide, const T* x, const float* v
         for (int64_t e = mine.begin; e < mine.end; e++) {
             const float* w = m.w + e * m.C;
             float* g = gw + e * m.C;
+            for (int64_t i = 0; x_mean && i < m.C; i++) g[i] -= (float)(of_g(e) * x_mean[i]);
             double of_both = 0;
             for (int64_t i = 0; i < m.C; i++) of_both += (double)w[i] * g[i];
             const double inverse = 1 / std::sqrt((double)var[e] + m.eps);

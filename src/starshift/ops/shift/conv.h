@@ -59,12 +59,13 @@ void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T*
 // The weight gradient as one thread gathers it: blocks [C / 16][K / 16] of 16 x 16, then the bias gradient.
 INLINE int64_t gradient_size(const Shape& s) { return s.c() * s.k() + s.k(); }
 
-INLINE void add_weight_gradient(const Shape& s, const float* in, const float* dz, int64_t space, int64_t rows,
+// Panels of `in` and dz as right operands, `panel` words from one to the next; rows in words.
+template <class Unit = Floats>
+INLINE void add_weight_gradient(const Shape& s, const float* in, const float* dz, int64_t panel, int64_t rows,
                                 int64_t first_panel, int64_t last_panel, float* to) {
-    for (int64_t p = first_panel; p < last_panel; p++)
-        for (int64_t q = 0; q < panels(s.K); q++)
-            outer(in + (p - first_panel) * space * PANEL, dz + q * space * PANEL, rows, least(PANEL, s.K - q * PANEL),
-                  to + (p * panels(s.K) + q) * PANEL * PANEL);
+    constexpr int64_t BLOCK = PANEL * PANEL;
+    for (int64_t p = first_panel; p < last_panel; p++, in += panel)
+        outers<Unit>(in, dz, panel, rows, s.K, to + p * panels(s.K) * BLOCK, BLOCK);
 }
 
 // Adds up what the threads have, in their order, and writes it out row-major: (K, C), or transposed (C, K).
@@ -105,7 +106,7 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
                     int64_t rows = (last - first) * Wo;
                     pack_rows(grads, (origin + first) * Wo, rows, space, dz, c0 ? nullptr : mine + s.c() * s.k());
                     pack_displaced(table, s, x, groups, origin + first, origin + last, space, in);
-                    add_weight_gradient(s, in, dz, space, rows, p0, p1, mine);
+                    add_weight_gradient(s, in, dz, space * PANEL, rows, p0, p1, mine);
                     Term term{dz, space * PANEL, packed, s.K};
                     product(&term, 1, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
                 };

@@ -52,34 +52,51 @@ struct Product {
     }
 };
 
-// One panel of a chunk, element by element: h = star(h + b1, x2 + b2).
-using Combine = void (*)(float* h, const float* x2, const float* b1, const float* b2, int64_t rows);
-template <class Act, class Place>
-void combine(float* h, const float* x2, const float* b1, const float* b2, int64_t rows) {
+// A panel of an operand as it is written; one side may be null.
+struct To {
+    float *left, *right;
+};
+
+// One panel of a chunk, element by element: star(x1 + b1, x2 + b2). Of floats it may be x1.
+using Combine = void (*)(const float* x1, const float* x2, const float* b1, const float* b2, int64_t rows, To star);
+template <class Unit, class Act, class Place>
+void combine(const float* x1, const float* x2, const float* b1, const float* b2, int64_t rows, To star) {
+    constexpr int64_t AT_ONCE = Unit::IN_WORD;
     for (int v = 0; v < PANEL; v += VL) {
         vf one = load(b1 + v), two = load(b2 + v);
-        for (int64_t i = v; i < rows * PANEL; i += PANEL)
-            store(h + i, Place::template forward<Act>(load(h + i) + one, load(x2 + i) + two));
+        for (int64_t r = 0; r < rows; r += AT_ONCE) {
+            vf stars[AT_ONCE];
+            for (int64_t j = 0; j < AT_ONCE; j++) {
+                const int64_t i = (r + j) * PANEL + v;
+                stars[j] = Place::template forward<Act>(load(x1 + i) + one, load(x2 + i) + two);
+            }
+            Operand<Unit>::put(star.left, star.right, r, v, stars);
+        }
     }
 }
 
-// The same with gradients. In: h, the gradient of the star; d1, d2, the branches without bias. Out: h, the star; d1, d2,
-// the branches' gradients, whose column sums are added to sum1 and sum2.
-using CombineBackward = void (*)(float* h, float* d1, float* d2, const float* b1, const float* b2, float* sum1,
-                                 float* sum2, int64_t rows);
-template <class Act, class Place>
-void combine_backward(float* h, float* d1, float* d2, const float* b1, const float* b2, float* sum1, float* sum2,
-                      int64_t rows) {
+// The same with gradients. g: of the star; x1, x2: the branches without bias. Written: the star and the branches'
+// gradients, whose column sums are added to sum1 and sum2. Of floats they may be what is read.
+using CombineBackward = void (*)(const float* g, const float* x1, const float* x2, const float* b1, const float* b2,
+                                 float* sum1, float* sum2, int64_t rows, To star, To d1, To d2);
+template <class Unit, class Act, class Place>
+void combine_backward(const float* g, const float* x1, const float* x2, const float* b1, const float* b2, float* sum1,
+                      float* sum2, int64_t rows, To star, To d1, To d2) {
+    constexpr int64_t AT_ONCE = Unit::IN_WORD;
     for (int v = 0; v < PANEL; v += VL) {
         vf one = load(b1 + v), two = load(b2 + v), total1 = {}, total2 = {};
-        for (int64_t i = v; i < rows * PANEL; i += PANEL) {
-            vf star, g1, g2;
-            Place::template backward<Act>(load(h + i), load(d1 + i) + one, load(d2 + i) + two, star, g1, g2);
-            store(h + i, star);
-            store(d1 + i, g1);
-            store(d2 + i, g2);
-            total1 += g1;
-            total2 += g2;
+        for (int64_t r = 0; r < rows; r += AT_ONCE) {
+            vf stars[AT_ONCE] = {}, g1[AT_ONCE] = {}, g2[AT_ONCE] = {};
+            for (int64_t j = 0; j < AT_ONCE; j++) {
+                if (r + j == rows) break;
+                const int64_t i = (r + j) * PANEL + v;
+                Place::template backward<Act>(load(g + i), load(x1 + i) + one, load(x2 + i) + two, stars[j], g1[j], g2[j]);
+                total1 += g1[j];
+                total2 += g2[j];
+            }
+            Operand<Unit>::put(star.left, star.right, r, v, stars);
+            Operand<Unit>::put(d1.left, d1.right, r, v, g1);
+            Operand<Unit>::put(d2.left, d2.right, r, v, g2);
         }
         store(sum1 + v, load(sum1 + v) + total1);
         store(sum2 + v, load(sum2 + v) + total2);
@@ -99,13 +116,14 @@ struct Passes {
     Combine forward;
     CombineBackward backward;
 };
+template <class Unit>
 Passes passes(int64_t act, int64_t placement) {
     Passes found{};
     with_activation(act, [&](auto a) {
         with_placement(placement, [&](auto place) {
             using Act = decltype(a);
             using Place = decltype(place);
-            found = {combine<Act, Place>, combine_backward<Act, Place>};
+            found = {combine<Unit, Act, Place>, combine_backward<Unit, Act, Place>};
         });
     });
     return found;
@@ -114,30 +132,34 @@ Passes passes(int64_t act, int64_t placement) {
 template <class T>
 void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float* w1, const float* w2, const float* wg,
                   const float* biases, Range range, T* out, double* sums, const float* center) {
+    using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 8;  // panels of hidden units at a time
+    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     Chunks chunks(range, chunk_rows(s));
     int64_t space = chunks.size, panel = space * PANEL;
     const int64_t steps = (panels(s.K) + STEP - 1) / STEP;
-    Scratch in(space * s.c()), hidden(panel * GROUP), branch(panel * STEP), result(space * s.n());
+    const Operand<Unit> in(space, panels(s.C)), hidden(space, GROUP);
+    Scratch branch1(IN_PLACE ? 0 : panel * STEP), branch2(panel * STEP), result(space * s.n());
     for (int64_t m = chunks.begin; m < chunks.end; m += space) {
         int64_t rows = least(space, chunks.end - m), next = m + space, next_rows = least(space, chunks.end - next);
-        pack_rows(x, m, rows, space, in);
-        Term to_branch1{in, panel, w1, s.C}, to_branch2{in, panel, w2, s.C};
+        pack_operand(x, m, rows, space, in);
+        Term to_branch1{in.left(0), in.panel, w1, words<Unit>(s.C)}, to_branch2{in.left(0), in.panel, w2, words<Unit>(s.C)};
         for (int64_t group = 0; group < panels(s.K); group += GROUP) {
             int64_t last = least(group + GROUP, panels(s.K));
             for (int64_t p = group; p < last; p += STEP) {
                 int64_t end = least(p + STEP, last);
                 fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
                 fetch_part(out, s.N, m, rows, p / STEP, steps);
-                float* h = hidden + (p - group) * panel;
-                product(&to_branch1, 1, rows, p, end, s.k(), h - p * panel, panel, false);
-                product(&to_branch2, 1, rows, p, end, s.k(), branch - p * panel, panel, false);
-                for (int64_t o = p; o < end; o++)
-                    combine(hidden + (o - group) * panel, branch + (o - p) * panel, biases + o * PANEL,
-                            biases + s.k() + o * PANEL, rows);
+                float* h = IN_PLACE ? hidden.left(p - group) : branch1;
+                product<Unit>(&to_branch1, 1, rows, p, end, s.k(), h - p * panel, panel, false);
+                product<Unit>(&to_branch2, 1, rows, p, end, s.k(), branch2 - p * panel, panel, false);
+                for (int64_t o = p; o < end; o++, h += panel)
+                    combine(h, branch2 + (o - p) * panel, biases + o * PANEL, biases + s.k() + o * PANEL, rows,
+                            {hidden.left(o - group), nullptr});
             }
-            Term projection{hidden, panel, wg + group * PANEL * PANEL, (last - group) * PANEL, s.k() * PANEL};
-            product(&projection, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
+            Term projection{hidden.left(0), hidden.panel, wg + words<Unit>(group * PANEL) * PANEL,
+                            words<Unit>((last - group) * PANEL), words<Unit>(s.k()) * PANEL};
+            product<Unit>(&projection, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
         }
         for (int64_t p = 0; p < panels(s.N); p++)
             add_bias(result + p * panel, rows, biases + 2 * s.k() + p * PANEL);
@@ -162,17 +184,22 @@ struct Weights {  // packed; first for branches and product gradient, then for t
 template <class T>
 void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad, const Rows<T>& x, const Weights& w, const float* biases,
                    Range range, T* gx, double* sums, const float* center, const T* partner, const Sums& to) {
+    using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 4;
+    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     Chunks chunks(range, chunk_rows(s));
     int64_t space = chunks.size, panel = space * PANEL;
     const int64_t steps = (panels(s.K) + STEP - 1) / STEP;
-    Scratch in(space * s.c()), dy(space * s.n()), dx(space * s.c());
-    Scratch h(panel * GROUP), d1(panel * GROUP), d2(panel * GROUP);
+    const Operand<Unit> in(space, panels(s.C)), dy(space, panels(s.N)), star(space, STEP), d1(space, GROUP), d2(space, GROUP);
+    const int64_t aside = IN_PLACE ? 0 : panel * STEP;  // products where they cannot stand among the operands
+    Scratch dx(space * s.c()), made(3 * aside);
     for (int64_t m = chunks.begin; m < chunks.end; m += space) {
         int64_t rows = least(space, chunks.end - m), next = m + space, next_rows = least(space, chunks.end - next);
-        pack_rows(x, m, rows, space, in);
-        pack_rows(grad, m, rows, space, dy, to.bg);
-        Term to_branch1{in, panel, w.w1_t, s.C}, to_branch2{in, panel, w.w2_t, s.C}, to_product{dy, panel, w.wg, s.N};
+        pack_operand(x, m, rows, space, in);
+        pack_operand(grad, m, rows, space, dy, to.bg);
+        const int64_t c = words<Unit>(s.C), n = words<Unit>(s.N), lines = words<Unit>(rows);
+        Term to_branch1{in.left(0), in.panel, w.w1_t, c}, to_branch2{in.left(0), in.panel, w.w2_t, c};
+        Term to_product{dy.left(0), dy.panel, w.wg, n};
         for (int64_t group = 0; group < panels(s.K); group += GROUP) {
             int64_t last = least(group + GROUP, panels(s.K));
             for (int64_t p = group; p < last; p += STEP) {
@@ -181,47 +208,50 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                 fetch_part(grad.x, s.N, next, next_rows, p / STEP, steps);
                 fetch_part(grad.other, s.N, next, next_rows, p / STEP, steps);
                 fetch_part((const T*)gx, s.C, m, rows, p / STEP, steps);
-                float *hp = h + (p - group) * panel, *d1p = d1 + (p - group) * panel, *d2p = d2 + (p - group) * panel;
-                product(&to_branch1, 1, rows, p, end, s.k(), d1p - p * panel, panel, false);
-                product(&to_branch2, 1, rows, p, end, s.k(), d2p - p * panel, panel, false);
-                product(&to_product, 1, rows, p, end, s.k(), hp - p * panel, panel, false);
+                float* hp = IN_PLACE ? star.left(0) : made;
+                float* d1p = IN_PLACE ? d1.left(p - group) : made + aside;
+                float* d2p = IN_PLACE ? d2.left(p - group) : made + 2 * aside;
+                product<Unit>(&to_branch1, 1, rows, p, end, s.k(), d1p - p * panel, panel, false);
+                product<Unit>(&to_branch2, 1, rows, p, end, s.k(), d2p - p * panel, panel, false);
+                product<Unit>(&to_product, 1, rows, p, end, s.k(), hp - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++, hp += panel, d1p += panel, d2p += panel) {
-                    int64_t j = o * PANEL;
-                    combine(hp, d1p, d2p, biases + j, biases + s.k() + j, to.b1 + j, to.b2 + j, rows);
-                    for (int64_t q = 0; q < panels(s.C); q++) {
-                        int64_t left = least(PANEL, s.C - q * PANEL), at = (q * s.k() + o * PANEL) * PANEL;
-                        outer(d1p, in + q * panel, rows, left, to.w1 + at);
-                        outer(d2p, in + q * panel, rows, left, to.w2 + at);
-                    }
-                    for (int64_t q = 0; q < panels(s.N); q++)
-                        outer(hp, dy + q * panel, rows, least(PANEL, s.N - q * PANEL),
-                              to.wg + (q * s.k() + o * PANEL) * PANEL);
+                    const int64_t j = o * PANEL, g = o - group;
+                    float *h = star.right(o - p), *d1r = d1.right(g), *d2r = d2.right(g);
+                    combine(hp, d1p, d2p, biases + j, biases + s.k() + j, to.b1 + j, to.b2 + j, rows,
+                            {IN_PLACE ? h : nullptr, h}, {d1.left(g), d1r}, {d2.left(g), d2r});
+                    const int64_t at = j * PANEL, apart = s.k() * PANEL;
+                    outers<Unit>(d1r, in.right(0), in.panel, lines, s.C, to.w1 + at, apart);
+                    outers<Unit>(d2r, in.right(0), in.panel, lines, s.C, to.w2 + at, apart);
+                    outers<Unit>(h, dy.right(0), dy.panel, lines, s.N, to.wg + at, apart);
                 }
             }
-            int64_t k = (last - group) * PANEL, from = group * PANEL * PANEL, stride = s.k() * PANEL;
-            Term back[2] = {{d1, panel, w.w1 + from, k, stride}, {d2, panel, w.w2 + from, k, stride}};
-            product(back, 2, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
+            const int64_t k = words<Unit>((last - group) * PANEL), from = words<Unit>(group * PANEL) * PANEL;
+            const int64_t stride = words<Unit>(s.k()) * PANEL;
+            Term back[2] = {{d1.left(0), d1.panel, w.w1 + from, k, stride}, {d2.left(0), d2.panel, w.w2 + from, k, stride}};
+            product<Unit>(back, 2, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
         }
         unpack_rows(dx, space, m, rows, s.C, gx, sums, center, partner);
     }
 }
 
 // The weights of forward, packed: panels of w1, w2 and wg, and the three biases.
-template <class F>
+template <class Unit, class F>
 struct Packed {
     F *w1, *w2, *wg, *biases;
-    static int64_t size(const Sizes& s) { return s.k() * (2 * s.C + s.n() + 2) + s.n(); }
+    static int64_t size(const Sizes& s) { return 2 * s.k() * words<Unit>(s.C) + words<Unit>(s.k()) * s.n() + 2 * s.k() + s.n(); }
     Packed(const Sizes& s, F* at)
-        : w1(at), w2(w1 + s.k() * s.C), wg(w2 + s.k() * s.C), biases(wg + s.k() * s.n()) {}
+        : w1(at), w2(w1 + s.k() * words<Unit>(s.C)), wg(w2 + s.k() * words<Unit>(s.C)),
+          biases(wg + words<Unit>(s.k()) * s.n()) {}
 };
 
+template <class Unit>
 void pack_forward(const Sizes& s, const float* w1, const float* b1, const float* w2, const float* b2, const float* wg,
                   const float* bg, float* to, int64_t threads) {
-    const Packed<float> at(s, to);
+    const Packed<Unit, float> at(s, to);
     parallel(threads, [&](int64_t t, int64_t of) {
-        pack_panels(w1, s.C, 1, s.C, s.K, s.C, at.w1, t, of);
-        pack_panels(w2, s.C, 1, s.C, s.K, s.C, at.w2, t, of);
-        pack_panels(wg, s.K, 1, s.k(), s.N, s.K, at.wg, t, of);
+        pack_panels<Unit>(w1, s.C, 1, s.C, s.K, s.C, at.w1, t, of);
+        pack_panels<Unit>(w2, s.C, 1, s.C, s.K, s.C, at.w2, t, of);
+        pack_panels<Unit>(wg, s.K, 1, s.k(), s.N, s.K, at.wg, t, of);
     });
     copy_padded(b1, s.K, s.k(), at.biases);
     copy_padded(b2, s.K, s.k(), at.biases + s.k());
@@ -232,11 +262,11 @@ template <class T>
 void forward(const Sizes& s, const Rows<T>& x, const float* packed, int64_t act, int64_t placement, T* out,
              const float* center, double* sums, int64_t threads) {
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
-    const Packed<const float> w(s, packed);
+    const Packed<UnitOf<T>, const float> w(s, packed);
     Scratch partial(sums ? threads * 4 * s.N : 0);
     double* parts = sums ? reinterpret_cast<double*>((float*)partial) : nullptr;
     for (int64_t i = 0; parts && i < threads * 2 * s.N; i++) parts[i] = 0;
-    Combine combine = passes(act, placement).forward;
+    Combine combine = passes<UnitOf<T>>(act, placement).forward;
     threads = parallel(threads, [&](int64_t t, int64_t of) {
         forward_rows<T>(s, combine, x, w.w1, w.w2, w.wg, w.biases, share(s.M, t, of), out, parts ? parts + t * 2 * s.N : nullptr,
                         center);
@@ -250,24 +280,25 @@ void backward(const Sizes& s, const Rows<T>& grad, const Rows<T>& x, const float
               float* gw2, float* gb2, float* gwg, float* gbg, const T* partner, const float* center, double* sums,
               int64_t threads) {
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
-    int64_t k = s.k(), size = Sums::size(s);
-    Scratch packed(2 * k * s.C + k * s.N + 2 * k * s.c() + 2 * k), totals(threads * size);
+    using Unit = UnitOf<T>;
+    const int64_t k = s.k(), size = Sums::size(s), up = k * words<Unit>(s.C), at_n = k * words<Unit>(s.N);
+    const int64_t down = words<Unit>(k) * s.c();
+    Scratch packed(2 * up + at_n + 2 * down + 2 * k), totals(threads * size);
     Scratch partial(sums ? threads * 4 * s.C : 0);
-    float *p1t = packed, *p2t = p1t + k * s.C, *pg = p2t + k * s.C, *p1 = pg + k * s.N, *p2 = p1 + k * s.c();
-    float* biases = p2 + k * s.c();
+    float *p1t = packed, *p2t = p1t + up, *pg = p2t + up, *p1 = pg + at_n, *p2 = p1 + down, *biases = p2 + down;
     parallel(threads, [&](int64_t t, int64_t of) {
-        pack_panels(w1, s.C, 1, s.C, s.K, s.C, p1t, t, of);
-        pack_panels(w2, s.C, 1, s.C, s.K, s.C, p2t, t, of);
-        pack_panels(wg, 1, s.K, s.N, s.K, s.N, pg, t, of);
-        pack_panels(w1, 1, s.C, k, s.C, s.K, p1, t, of);
-        pack_panels(w2, 1, s.C, k, s.C, s.K, p2, t, of);
+        pack_panels<Unit>(w1, s.C, 1, s.C, s.K, s.C, p1t, t, of);
+        pack_panels<Unit>(w2, s.C, 1, s.C, s.K, s.C, p2t, t, of);
+        pack_panels<Unit>(wg, 1, s.K, s.N, s.K, s.N, pg, t, of);
+        pack_panels<Unit>(w1, 1, s.C, k, s.C, s.K, p1, t, of);
+        pack_panels<Unit>(w2, 1, s.C, k, s.C, s.K, p2, t, of);
     });
     copy_padded(b1, s.K, k, biases);
     copy_padded(b2, s.K, k, biases + k);
     double* parts = sums ? reinterpret_cast<double*>((float*)partial) : nullptr;
     for (int64_t i = 0; parts && i < threads * 2 * s.C; i++) parts[i] = 0;
     Weights weights{p1t, p2t, pg, p1, p2};
-    CombineBackward combine = passes(act, placement).backward;
+    CombineBackward combine = passes<UnitOf<T>>(act, placement).backward;
     threads = parallel(threads, [&](int64_t t, int64_t of) {
         float* mine = totals + t * size;
         for (int64_t i = 0; i < size; i++) mine[i] = 0;
@@ -298,11 +329,16 @@ Rows<T> rows(const void* x, const void* other, const float* scale, const float* 
 #define ROWS(T, name, columns) rows<T>(name, name##_other, name##_scale, name##_other_scale, name##_shift, columns)
 
 // How many floats starshift_star_mlp_pack writes.
-API int64_t starshift_star_mlp_packed(int64_t C, int64_t K, int64_t N) { return Packed<float>::size({0, C, K, N}); }
+API int64_t starshift_star_mlp_packed(int64_t dtype, int64_t C, int64_t K, int64_t N) {
+    const Sizes s{0, C, K, N};
+    return dtype == 0 ? Packed<Floats, float>::size(s) : Packed<UnitOf<bf16>, float>::size(s);
+}
 
-API void starshift_star_mlp_pack(int64_t C, int64_t K, int64_t N, const float* w1, const float* b1, const float* w2,
+// For tensors of this dtype.
+API void starshift_star_mlp_pack(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1, const float* w2,
                                  const float* b2, const float* wg, const float* bg, float* packed, int64_t threads) {
-    pack_forward({0, C, K, N}, w1, b1, w2, b2, wg, bg, packed, threads);
+    const Sizes s{0, C, K, N};
+    (dtype == 0 ? pack_forward<Floats> : pack_forward<UnitOf<bf16>>)(s, w1, b1, w2, b2, wg, bg, packed, threads);
 }
 
 // packed: by starshift_star_mlp_pack.

@@ -25,8 +25,8 @@ def _forward() -> Any:
 
 @cache
 def _packing() -> Any:
-    count = _native.function("starshift_star_mlp_packed", "iii", counts=True)
-    return count, _native.function("starshift_star_mlp_pack", "iii" + "pppppp" + "pi")
+    count = _native.function("starshift_star_mlp_packed", "iiii", counts=True)
+    return count, _native.function("starshift_star_mlp_pack", "iiii" + "pppppp" + "pi")
 
 
 @cache
@@ -35,11 +35,13 @@ def _backward() -> Any:
 
 
 def pack(
-    branches: tuple[Tensor, Tensor | None, Tensor, Tensor | None], projection: tuple[Tensor, Tensor | None]
+    dtype: torch.dtype,
+    branches: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    projection: tuple[Tensor, Tensor | None],
 ) -> Tensor:
-    """The weights as :func:`forward` reads them: for many calls with the same."""
+    """The weights as :func:`forward` reads them for tensors of this dtype: for many calls with the same."""
     w1, wg = branches[0], projection[0]
-    sizes = (w1.shape[1], w1.shape[0], wg.shape[0])
+    sizes = (DTYPES[dtype], w1.shape[1], w1.shape[0], wg.shape[0])
     count, run = _packing()
     packed = _native.empty(count(*sizes))
     run(*sizes, *float32_rows(*branches, *projection), packed, _native.threads())
@@ -63,12 +65,12 @@ def forward(
         branches: w1 (K, C, ...), b1, w2, b2. projection: wg (N, K, ...), bg.
         center: (N,) float32 near the columns' means; zeros if None.
         statistics: return the sums, float64 (2, N), of (out - center) and (out - center)**2.
-        packed: what :func:`pack` made of the weights; None: it is called.
+        packed: what :func:`pack` made of the weights for x's dtype; None: it is called.
     """
     rows, channels, hidden, out_channels = _sizes(x.tensor, branches[0], projection[0])
     out = _like(x.tensor, projection[0])
     sums = _native.empty(2, out_channels, dtype=torch.float64) if statistics else None
-    packed = pack(branches, projection) if packed is None else packed
+    packed = pack(x.tensor.dtype, branches, projection) if packed is None else packed
     _forward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *x.arguments(), packed),
         *(ACTIVATION_CODES[act], PLACEMENTS.index(placement), out, center, sums, _native.threads()),

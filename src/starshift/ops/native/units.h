@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// What matrix products multiply: floats, or pairs of bfloat16 in one word of 32 bits where the machine adds up products of
+// pairs. A word of a left operand holds columns 2i and 2i + 1 of a row, one of a right operand rows 2i and 2i + 1 of a
+// column, so that a product of words is the same loop over half as many.
+#pragma once
+#include "simd.h"
+
+struct Floats {
+    static constexpr int64_t IN_WORD = 1;  // numbers
+    static INLINE vf factor(const float* word) { return broadcast(*word); }
+    static INLINE vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
+    static INLINE vf rounded(vf a) { return a; }  // to what is multiplied
+};
+
+#if VL == 16 && (defined(__AVX512BF16__) || defined(STARSHIFT_PAIRS))  // the second: for tests on any machine
+struct Pairs {
+    static constexpr int64_t IN_WORD = 2;
+#if defined(__AVX512BF16__)
+    static INLINE vf factor(const float* word) { return (vf)_mm512_set1_ps(*word); }
+    static INLINE vf add_product(vf sum, vf a, vf b) {
+        return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
+    static INLINE vf rounded(vf a) {
+        return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)a)), 16);
+    }
+    // Two rows of a panel: as two lines of a left operand, and as one of a right one.
+    static INLINE void join(vf even, vf odd, vf& left, vf& right) {
+        const __m512i lines = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+        const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        left = (vf)lines;
+        right = (vf)_mm512_permutexvar_epi16(order, lines);
+    }
+#else
+    static INLINE vf factor(const float* word) {
+        uint32_t bits;
+        memcpy(&bits, word, 4);
+        return (vf)((vu){} + bits);
+    }
+    static INLINE vf add_product(vf sum, vf a, vf b) {
+        const vf low = (vf)((vu)a << 16) * (vf)((vu)b << 16);
+        return sum + low + (vf)((vu)a & 0xffff0000) * (vf)((vu)b & 0xffff0000);
+    }
+    static INLINE vf rounded(vf a) {
+        bf16 nearest[VL];
+        store(nearest, a);
+        return load(nearest);
+    }
+    static INLINE void join(vf even, vf odd, vf& left, vf& right) {
+        bf16 lines[2 * VL], words[2 * VL];
+        store(lines, even);
+        store(lines + VL, odd);
+        for (int i = 0; i < VL; i++) words[2 * i] = lines[i], words[2 * i + 1] = lines[VL + i];
+        memcpy(&left, lines, sizeof left);
+        memcpy(&right, words, sizeof right);
+    }
+#endif
+};
+#endif
+
+// What products of tensors stored as T multiply.
+template <class T>
+struct UnitFor {
+    using type = Floats;
+};
+#if VL == 16 && (defined(__AVX512BF16__) || defined(STARSHIFT_PAIRS))
+template <>
+struct UnitFor<bf16> {
+    using type = Pairs;
+};
+#endif
+template <class T>
+using UnitOf = typename UnitFor<T>::type;
+
+// Words of n numbers.
+template <class Unit>
+INLINE int64_t words(int64_t n) {
+    return (n + Unit::IN_WORD - 1) / Unit::IN_WORD;
+}
+
+// Number `place` of a word.
+template <class Unit>
+INLINE void put_number(float* word, int64_t place, float value) {
+    if constexpr (Unit::IN_WORD == 1) {
+        *word = value;
+    } else {
+        bf16 rounded;
+        store1(&rounded, value);
+        memcpy((char*)word + 2 * place, &rounded, 2);
+    }
+}
