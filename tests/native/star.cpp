@@ -2,15 +2,10 @@
 // The star's C functions against plain loops: activations at three places, and what the fused block asks for.
 #include <algorithm>
 
+#include "calls.h"
 #include "check.h"
 
-#define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-extern "C" int64_t starshift_star_mlp_packed(int64_t, int64_t, int64_t, int64_t);
-extern "C" void starshift_star_mlp_pack(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const float*,
-                                        const float*, const float*, float*, int64_t);
-extern "C" void starshift_star_mlp_forward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, const float*, int64_t,
-                                           int64_t, void*, const float*, double*, int64_t);
-extern "C" void starshift_star_mlp_backward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, SOURCE, const float*,
+extern "C" void starshift_star_mlp_backward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE(grad), SOURCE(x), const float*,
                                             const float*, const float*, const float*, const float*, int64_t, int64_t,
                                             void*, float*, float*, float*, float*, float*, float*, const void*,
                                             const float*, double*, int64_t);

@@ -1,20 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The folded block's C function against the kernels that it is made of, one behind the other.
+#include "calls.h"
 #include "check.h"
 
-#define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-#define PLAIN(name) name, nullptr, nullptr, nullptr, nullptr, nullptr
-extern "C" int64_t starshift_depthwise_packed(const int64_t*);
-extern "C" void starshift_depthwise_pack(const int64_t*, const float*, const float*, float*);
-extern "C" void starshift_depthwise_forward(int64_t, int64_t, const int64_t*, SOURCE, const float*, void*, const void*,
-                                            const float*, const float*, double*);
-extern "C" int64_t starshift_star_mlp_packed(int64_t, int64_t, int64_t, int64_t);
-extern "C" void starshift_star_mlp_pack(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const float*,
-                                        const float*, const float*, float*, int64_t);
-extern "C" void starshift_star_mlp_forward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, const float*, int64_t,
-                                           int64_t, void*, const float*, double*, int64_t);
-extern "C" void starshift_shift2d(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, const int64_t*,
-                                  int64_t, void*, int64_t);
 #define SPACE int64_t, const float*, const int64_t*, int64_t
 extern "C" void starshift_star_block_folded(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, SPACE,
                                             const float*, int64_t, int64_t, SPACE, void*);

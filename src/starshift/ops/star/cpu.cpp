@@ -328,20 +328,18 @@ Rows<T> rows(const void* x, const void* other, const float* scale, const float* 
 
 #define ROWS(T, name, columns) rows<T>(name, name##_other, name##_scale, name##_other_scale, name##_shift, columns)
 
-// How many floats starshift_star_mlp_pack writes.
 API int64_t starshift_star_mlp_packed(int64_t dtype, int64_t C, int64_t K, int64_t N) {
     const Sizes s{0, C, K, N};
     return dtype == 0 ? Packed<Floats, float>::size(s) : Packed<UnitOf<bf16>, float>::size(s);
 }
 
-// For tensors of this dtype.
-API void starshift_star_mlp_pack(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1, const float* w2,
-                                 const float* b2, const float* wg, const float* bg, float* packed, int64_t threads) {
+API void starshift_star_mlp_pack(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1,
+                                 const float* w2, const float* b2, const float* wg, const float* bg, float* packed,
+                                 int64_t threads) {
     const Sizes s{0, C, K, N};
     (dtype == 0 ? pack_forward<Floats> : pack_forward<UnitOf<bf16>>)(s, w1, b1, w2, b2, wg, bg, packed, threads);
 }
 
-// packed: by starshift_star_mlp_pack.
 API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
                                     const float* packed, int64_t act, int64_t placement, void* out,
                                     const float* center, double* sums, int64_t threads) {
