@@ -54,8 +54,8 @@ static void run(Random& r) {
              (int)n, (int)c, (int)h, (int)w, (int)k, (int)before.kind, (int)after.kind, (int)before.k, (int)after.k, (int)act,
              (int)placement);
     const Tensor x(dtype, size, r), w1(0, k * c, r), b1(0, k, r), w2(0, k * c, r), b2(0, k, r), wg(0, c * k, r), bg(0, c, r);
-    Tensor star(0, starshift_star_mlp_packed(dtype, c, k, c)), y(dtype, size), z(dtype, size), expected(dtype, size), out(dtype, size);
-    starshift_star_mlp_pack(dtype, c, k, c, w1.floats(), b1.floats(), w2.floats(), b2.floats(), wg.floats(), bg.floats(), star.floats(), 1);
+    Tensor star(0, starshift_star_mlp_packed_floats(dtype, c, k, c)), y(dtype, size), z(dtype, size), expected(dtype, size), out(dtype, size);
+    starshift_star_mlp_pack_for(dtype, c, k, c, w1.floats(), b1.floats(), w2.floats(), b2.floats(), wg.floats(), bg.floats(), star.floats(), 1);
     before.apply(x, nullptr, y);
     starshift_star_mlp_forward(dtype, n * h * w, c, k, c, PLAIN(y.data), star.floats(), act, placement, z.data, nullptr, nullptr, 1);
     after.apply(z, &x, expected);

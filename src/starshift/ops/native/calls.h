@@ -18,8 +18,8 @@ API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64
                                      const float* center, double* sums);
 
 // M rows, C channels in, K hidden units, N channels out. Where N is C, out may be x. Packed for tensors of one dtype.
-API int64_t starshift_star_mlp_packed(int64_t dtype, int64_t C, int64_t K, int64_t N);
-API void starshift_star_mlp_pack(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1,
+API int64_t starshift_star_mlp_packed_floats(int64_t dtype, int64_t C, int64_t K, int64_t N);
+API void starshift_star_mlp_pack_for(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1,
                                  const float* w2, const float* b2, const float* wg, const float* bg, float* packed,
                                  int64_t threads);
 API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
