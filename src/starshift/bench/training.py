@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from starshift.bench.ceiling import ceiling, require_device
 from starshift.bench.rows import provenance
 from starshift.bench.sides import (
