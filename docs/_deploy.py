@@ -11,6 +11,7 @@ DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Server or PC, any processor", "onnx", ("onnx",)),
     ("the same, smallest file", "onnx --quantize int8", ("onnx-int8",)),
     ("Intel or AMD processor, fastest", "openvino --quantize int8", ("openvino-int8",)),
+    ("Processor with bfloat16 instructions, without int8", "openvino --precision bf16", ("openvino-bf16",)),
     ("Intel's graphics, or a program that has OpenVINO", "openvino", ("openvino",)),
     ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
     ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),

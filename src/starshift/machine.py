@@ -88,7 +88,8 @@ def cpu_name() -> str:
 
 def is_amd() -> bool:
     """Whether the processor is one of AMD's."""
-    return "AuthenticAMD" in (_cpu_facts().get("vendor_id", ""), *platform.processor().split(", "))
+    facts = _cpu_facts()
+    return "AuthenticAMD" in (facts["vendor_id"] if "vendor_id" in facts else platform.processor())
 
 
 def _cpu_facts() -> dict[str, str]:

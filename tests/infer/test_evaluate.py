@@ -26,6 +26,7 @@ class Oracle:
     name = "oracle"
     preprocessing = Preprocessing((8, 8))
     trained_on = TrainedOn()
+    trained = True
 
     def __init__(self, classes: tuple[str, ...], table: Tensor) -> None:
         self.classes, self.table, self.at = classes, table, 0

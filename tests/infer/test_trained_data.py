@@ -26,6 +26,7 @@ class Same:
     name = "same"
     classes = tuple(CLASSES)
     preprocessing = Preprocessing((8, 8))
+    trained = True
 
     def __init__(self, trained_on: TrainedOn) -> None:
         self.trained_on = trained_on

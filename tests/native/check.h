@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include "units.h"
+
 // Its own generator: the same cases with every compiler and library.
 struct Random {
     uint64_t state = 1;
@@ -85,7 +87,7 @@ struct Moves {
 };
 
 // Kernels that multiply pairs of bfloat16 (units.h) round what lies between tensors of it as they round the tensors.
-#if defined(STARSHIFT_PAIRS) || defined(__AVX512BF16__)
+#ifdef HAS_PAIRS
 inline int64_t made_of(int64_t dtype) { return dtype; }
 #else
 inline int64_t made_of(int64_t) { return 0; }

@@ -2,11 +2,8 @@
 // The dense convolution's C functions against plain loops, over random shapes and geometries.
 #include <algorithm>
 
+#include "calls.h"
 #include "check.h"
-
-extern "C" int64_t starshift_conv_packed(const int64_t*);
-extern "C" void starshift_conv_pack(const int64_t*, const float*, const float*, float*);
-extern "C" void starshift_conv_forward(int64_t, int64_t, const int64_t*, const void*, const float*, int64_t, void*);
 
 static void run(Random& r) {
     static const int64_t channels[] = {1, 3, 8, 16, 17, 24, 33}, outputs[] = {1, 5, 16, 24, 40, 65}, kernels[] = {1, 2, 3, 3, 4, 5};

@@ -2,6 +2,7 @@
 // The conv-shift-conv's C functions against plain loops, which store everything and take the norm's two passes.
 #include <algorithm>
 
+#include "calls.h"
 #include "check.h"
 
 #define MODULE \
@@ -15,8 +16,6 @@ extern "C" int64_t starshift_csc_packed(int64_t, int64_t);
 extern "C" void starshift_csc_pack(int64_t, int64_t, const float*, const float*, float*);
 extern "C" void starshift_csc_folded(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*,
                                      const float*, const float*, const float*, const int64_t*, int64_t, int64_t, void*);
-extern "C" int64_t starshift_conv_packed(const int64_t*);
-extern "C" void starshift_conv_pack(const int64_t*, const float*, const float*, float*);
 
 static void run(Random& r) {
     static const int64_t wide[] = {1, 5, 16, 24, 33, 48, 70}, narrow[] = {1, 3, 8, 16, 17, 20}, strides[] = {1, 1, 2, 3};

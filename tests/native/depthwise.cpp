@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The depthwise convolution's C functions against plain loops, over random shapes, geometries and fused arguments.
+#include "calls.h"
 #include "check.h"
 
-#define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-extern "C" int64_t starshift_depthwise_packed(const int64_t*);
-extern "C" void starshift_depthwise_pack(const int64_t*, const float*, const float*, float*);
-extern "C" void starshift_depthwise_forward(int64_t, int64_t, const int64_t*, SOURCE, const float*, void*, const void*,
-                                            const float*, const float*, double*);
-extern "C" void starshift_depthwise_backward(int64_t, int64_t, const int64_t*, SOURCE, SOURCE, const float*, void*,
+extern "C" void starshift_depthwise_backward(int64_t, int64_t, const int64_t*, SOURCE(grad), SOURCE(x), const float*, void*,
                                              const void*, const float*, const void*, const float*, double*, float*,
                                              float*);
 

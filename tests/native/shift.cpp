@@ -2,10 +2,9 @@
 // The C functions of the shift, alone and with the 1x1 convolution after it, against plain loops.
 #include <algorithm>
 
+#include "calls.h"
 #include "check.h"
 
-extern "C" void starshift_shift2d(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, const int64_t*,
-                                  int64_t, void*, int64_t);
 extern "C" void starshift_shift_conv2d_forward(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                                                const void*, const float*, const float*, const int64_t*, int64_t, void*,
                                                int64_t);

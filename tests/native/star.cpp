@@ -2,15 +2,10 @@
 // The star's C functions against plain loops: activations at three places, and what the fused block asks for.
 #include <algorithm>
 
+#include "calls.h"
 #include "check.h"
 
-#define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-extern "C" int64_t starshift_star_mlp_packed(int64_t, int64_t, int64_t, int64_t);
-extern "C" void starshift_star_mlp_pack(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const float*,
-                                        const float*, const float*, float*, int64_t);
-extern "C" void starshift_star_mlp_forward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, const float*, int64_t,
-                                           int64_t, void*, const float*, double*, int64_t);
-extern "C" void starshift_star_mlp_backward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, SOURCE, const float*,
+extern "C" void starshift_star_mlp_backward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE(grad), SOURCE(x), const float*,
                                             const float*, const float*, const float*, const float*, int64_t, int64_t,
                                             void*, float*, float*, float*, float*, float*, float*, const void*,
                                             const float*, double*, int64_t);
@@ -79,8 +74,8 @@ static void run(Random& r) {
     Tensor out_(dtype, m * n), gx_(dtype, m * c), gw1_(0, k * c), gw2_(0, k * c), gb1_(0, k), gb2_(0, k), gwg_(0, n * k), gbg_(0, n);
     std::vector<double> sums_(2 * n), sums_x_(2 * c);
     auto bias = [&](const Tensor& b) { return biased ? b.floats() : nullptr; };
-    std::vector<float> packed(starshift_star_mlp_packed(dtype, c, k, n));
-    starshift_star_mlp_pack(dtype, c, k, n, w1.floats(), bias(b1), w2.floats(), bias(b2), wg.floats(), bias(bg), packed.data(), threads);
+    std::vector<float> packed(starshift_star_mlp_packed_floats(dtype, c, k, n));
+    starshift_star_mlp_pack_for(dtype, c, k, n, w1.floats(), bias(b1), w2.floats(), bias(b2), wg.floats(), bias(bg), packed.data(), threads);
 #define READ(t) (t).data, nullptr, through ? scale.floats() : nullptr, nullptr, through ? shift.floats() : nullptr, nullptr
     starshift_star_mlp_forward(dtype, m, c, k, n, READ(x), packed.data(), act.code, placement, out_.data, center.floats(),
                                sums_.data(), threads);

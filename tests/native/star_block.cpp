@@ -1,20 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The folded block's C function against the kernels that it is made of, one behind the other.
+#include "calls.h"
 #include "check.h"
 
-#define SOURCE const void*, const void*, const float*, const float*, const float*, const float*
-#define PLAIN(name) name, nullptr, nullptr, nullptr, nullptr, nullptr
-extern "C" int64_t starshift_depthwise_packed(const int64_t*);
-extern "C" void starshift_depthwise_pack(const int64_t*, const float*, const float*, float*);
-extern "C" void starshift_depthwise_forward(int64_t, int64_t, const int64_t*, SOURCE, const float*, void*, const void*,
-                                            const float*, const float*, double*);
-extern "C" int64_t starshift_star_mlp_packed(int64_t, int64_t, int64_t, int64_t);
-extern "C" void starshift_star_mlp_pack(int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*, const float*,
-                                        const float*, const float*, float*, int64_t);
-extern "C" void starshift_star_mlp_forward(int64_t, int64_t, int64_t, int64_t, int64_t, SOURCE, const float*, int64_t,
-                                           int64_t, void*, const float*, double*, int64_t);
-extern "C" void starshift_shift2d(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, const int64_t*,
-                                  int64_t, void*, int64_t);
 #define SPACE int64_t, const float*, const int64_t*, int64_t
 extern "C" void starshift_star_block_folded(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*, SPACE,
                                             const float*, int64_t, int64_t, SPACE, void*);
@@ -66,8 +54,8 @@ static void run(Random& r) {
              (int)n, (int)c, (int)h, (int)w, (int)k, (int)before.kind, (int)after.kind, (int)before.k, (int)after.k, (int)act,
              (int)placement);
     const Tensor x(dtype, size, r), w1(0, k * c, r), b1(0, k, r), w2(0, k * c, r), b2(0, k, r), wg(0, c * k, r), bg(0, c, r);
-    Tensor star(0, starshift_star_mlp_packed(dtype, c, k, c)), y(dtype, size), z(dtype, size), expected(dtype, size), out(dtype, size);
-    starshift_star_mlp_pack(dtype, c, k, c, w1.floats(), b1.floats(), w2.floats(), b2.floats(), wg.floats(), bg.floats(), star.floats(), 1);
+    Tensor star(0, starshift_star_mlp_packed_floats(dtype, c, k, c)), y(dtype, size), z(dtype, size), expected(dtype, size), out(dtype, size);
+    starshift_star_mlp_pack_for(dtype, c, k, c, w1.floats(), b1.floats(), w2.floats(), b2.floats(), wg.floats(), bg.floats(), star.floats(), 1);
     before.apply(x, nullptr, y);
     starshift_star_mlp_forward(dtype, n * h * w, c, k, c, PLAIN(y.data), star.floats(), act, placement, z.data, nullptr, nullptr, 1);
     after.apply(z, &x, expected);

@@ -33,7 +33,7 @@ BUILDS = {
     "avx512": ("g++", [*SANITIZED, *AVX512], [], 150),
     "avx512_bf16": ("g++", [*SANITIZED, *AVX512, "-mavx512bf16"], [], 150),
     "sixteen-wide": ("g++", ["-O1", "-DSTARSHIFT_VL=16"], [], 500),
-    "pairs": ("g++", ["-O1", "-DSTARSHIFT_VL=16", "-DSTARSHIFT_PAIRS"], [], 150),
+    "pairs": ("g++", [*SANITIZED, "-DSTARSHIFT_VL=16", "-DSTARSHIFT_PAIRS"], [], 150),
     "neon": ("aarch64-linux-gnu-g++", ["-O1", "-static"], ["qemu-aarch64"], 500),
 }
 

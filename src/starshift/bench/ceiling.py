@@ -24,7 +24,7 @@ SGEMM = 1024  # side of the matrices, where there are no compiled kernels
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Float32 operations (a multiply-add is two) and bytes (read and written) a second, in 1e9."""
+    """Operations (a multiply-add is two) and bytes (read and written) a second, in 1e9."""
 
     gflops: float
     gbs: float
@@ -39,16 +39,16 @@ def require_device(device: str) -> None:
 
 
 @cache
-def ceiling(threads: int) -> Ceiling:
+def ceiling(threads: int, dtype: torch.dtype = torch.float32) -> Ceiling:
     """Measure this machine on this many threads, once a process.
 
-    Arithmetic is that of the instruction set the kernels run on; without compiled kernels a matrix product stands in
-    for it, which reaches less.
+    Arithmetic is that of the instruction set the kernels run on, as it multiplies tensors of ``dtype``; without
+    compiled kernels a matrix product in float32 stands in for it, which reaches less.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return Ceiling(_arithmetic(threads) / 1e9, _copying() / 1e9)
+        return Ceiling(_arithmetic(threads, dtype) / 1e9, _copying() / 1e9)
     finally:
         torch.set_num_threads(before)
 
@@ -71,11 +71,11 @@ def gpu_ceiling(dtype: torch.dtype) -> Ceiling:
     return Ceiling(operations / 1e9, 2 * GPU_BYTES / _best(waited(lambda: y.copy_(x))) / 1e9)
 
 
-def _arithmetic(threads: int) -> float:
+def _arithmetic(threads: int, dtype: torch.dtype) -> float:
     if _native.available():
-        peak = _native.function("starshift_peak_flops", "pii")
+        peak = _native.function("starshift_peak_operations", "ipii")
         out = torch.zeros(threads)
-        return threads * OPERATIONS / _best(lambda: peak(out, OPERATIONS, threads))
+        return threads * OPERATIONS / _best(lambda: peak(_native.DTYPES[dtype], out, OPERATIONS, threads))
     a, b = torch.randn(SGEMM, SGEMM), torch.randn(SGEMM, SGEMM)
     return 2 * SGEMM**3 / _best(lambda: a @ b)
 

@@ -295,7 +295,7 @@ def _measure(call: Call, case: Case, peer: Peer, dtype: str, threads: int, round
     operations = OPERATIONS.get(call.operator)
     shapes = {"x": tuple(x.shape) if x is not None else (), "output": tuple(call.grad.shape)}
     flops = operations(**shapes, tensors=case.tensors) if operations else None
-    most = gpu_ceiling(DTYPES[dtype]) if on_gpu else ceiling(threads)
+    most = gpu_ceiling(DTYPES[dtype]) if on_gpu else ceiling(threads, DTYPES[dtype])
     return {
         "suite": "operators",
         "operator": call.operator,

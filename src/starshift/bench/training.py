@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from starshift.bench.ceiling import ceiling, require_device
 from starshift.bench.rows import provenance
 from starshift.bench.sides import (
@@ -172,6 +174,7 @@ def _common(suite: str, side: Side, ours: Side, rounds: int) -> dict[str, Any]:
 def _training_columns(side: Side, macs: int) -> dict[str, Any]:
     spec = side.spec
     seconds = statistics.median(side.times) if side.times else None
+    multiplied = torch.bfloat16 if spec.amp == "bf16" else torch.float32
     counted = seconds is not None and spec.mode.removesuffix(GRAPH) != DEPTHWISE  # which is another network
     known = side.memory_mb is not None and not math.isnan(side.memory_mb)
     return {
@@ -180,7 +183,7 @@ def _training_columns(side: Side, macs: int) -> dict[str, Any]:
         "images_per_s": round(spec.batch / seconds, 2) if seconds else "",
         "memory_mb": round(side.memory_mb or 0, 1) if known else "",
         "model_gflops": round(6 * macs * spec.batch / seconds / 1e9, 1) if counted and seconds else "",
-        "peak_gflops": round(ceiling(spec.threads).gflops, 1) if spec.device == "cpu" else "",
+        "peak_gflops": round(ceiling(spec.threads, multiplied).gflops, 1) if spec.device == "cpu" else "",
         "note": side.note,
     }
 

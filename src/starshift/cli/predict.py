@@ -34,7 +34,7 @@ def command(
     if format not in WRITERS:
         raise StarshiftError(f"--format is {' or '.join(WRITERS)}, not '{format}'.{nearest(format, WRITERS)}")
     model = load(run, device=device)
-    warn_unless(getattr(model, "trained", True), run)
+    warn_unless(model.trained, run)
     done = failed = 0
     with _output(out) as file, progress_bar("predict") as advance:
         # A bar between lines of output on the same terminal would only disturb.

@@ -54,12 +54,14 @@ class Predictor(Protocol):
         classes: the names of the outputs, in order.
         preprocessing: how an image becomes an input.
         trained_on: see :class:`TrainedOn`.
+        trained: False where the weights are random.
     """
 
     name: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     trained_on: TrainedOn
+    trained: bool
 
     def logits(self, batch: Tensor) -> Tensor:
         """Return float32 (N, classes) on the CPU for a preprocessed float32 batch (N, C, H, W) on the CPU."""

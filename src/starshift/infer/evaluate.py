@@ -202,7 +202,7 @@ def evaluate(
         images_per_s=tally.n / seconds,
         held_out=held_out,
         note=note,
-        trained=getattr(predictor, "trained", True),
+        trained=predictor.trained,
     )
 
 

@@ -19,6 +19,7 @@ class TorchPredictor:
         self.classes = tuple(loaded.classes)
         self.preprocessing = loaded.preprocessing
         self.trained_on = trained_on or TrainedOn()
+        self.trained = True
         self._device = torch.device(device)
         model = fold_batchnorm(loaded.model.eval()).float()
         self._model = model.to(self._device).to(memory_format=torch.channels_last)

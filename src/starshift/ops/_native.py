@@ -34,7 +34,7 @@ def _choices() -> tuple[str, ...]:
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512":
-        return CHOICES[0 if is_amd() and torch.cpu._is_avx512_bf16_supported() else 1 :]
+        return CHOICES[0 if torch.cpu._is_avx512_bf16_supported() and is_amd() else 1 :]
     return CHOICES[2:] if capability == "AVX2" else CHOICES[3:]
 
 

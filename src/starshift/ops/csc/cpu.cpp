@@ -32,7 +32,7 @@ struct Module {
     Shape second() const { return {N, E, H, W, K, stride}; }
 };
 
-// What all bands share: the first convolution with the norm's scale in its weights, and the displacements.
+// What all bands share: the first convolution with the norm, and the displacements.
 template <class Unit>
 struct Wide : Scaled {
     Wide(const Module& m, const float* x_mean, const float* var)
@@ -98,7 +98,7 @@ Range activate(const Module& m, const Wide<Unit>& wide, const T* x, int64_t n, R
 }
 
 // Panel p of what the second convolution reads for rows first .. last of z; a side that is null is not wanted. Of floats
-// `floats` and the other sides are one.
+// it is made in `to`, which is both.
 template <class Unit>
 void displaced_panel(const Module& m, const Table<vi>& table, const Padded& r, int64_t p, int64_t first, int64_t last,
                      int64_t origin, float* to, float* left, float* right) {
@@ -134,8 +134,8 @@ void forward(Module m, const T* x, float* mean, float* var, float* x_mean, float
         const Range mine = share(m.N * bands.count, thread, of);
         const int64_t space_in = m.space(m.W), space = m.space(Wo), panel = space * PANEL;
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        const Operand<Unit> in(space_in, panels(m.C)), gathered(space, panels(m.E));
-        Scratch floats(panel), result(space * k);
+        const Operand<Unit> in(space_in, panels(m.C), LEFT), gathered(space, panels(m.E), LEFT);
+        Scratch floats(Unit::PAIRS ? panel : 0), result(space * k);
         r.clear();
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
@@ -144,7 +144,7 @@ void forward(Module m, const T* x, float* mean, float* var, float* x_mean, float
             in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
                 for (int64_t p = 0; p < panels(m.E); p++) {
                     float* left = gathered.left(p);
-                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, Unit::IN_WORD == 1 ? left : floats,
+                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, Unit::PAIRS ? (float*)floats : left,
                                           left, nullptr);
                 }
                 const Term term{gathered.left(0), gathered.panel, packed, words<Unit>(m.E)};
@@ -208,7 +208,6 @@ void spread(const Module& m, const float* from, int64_t panel, int64_t p, int64_
 template <class T, class Unit>
 void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, const T* x, T* gx, const Sums& sums,
                     int64_t threads) {
-    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     const Bands bands(m, wide.table);
     const int64_t reach = wide.table.reach, Wo = m.Wo(), c = m.c(), k = panels(m.K) * PANEL;
     Scratch down(words<Unit>(m.E) * c), packed(words<Unit>(m.K) * m.e());
@@ -219,7 +218,8 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
         const int64_t space_in = m.space(m.W), in_panel = space_in * PANEL, space = m.space(Wo), panel = space * PANEL;
         const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         const Padded dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        const Operand<Unit> in(space_in, panels(m.C)), dz(space, panels(m.K)), g(space_in, panels(m.E)), shifted(space, 1);
+        const Operand<Unit> in(space_in, panels(m.C), BOTH), dz(space, panels(m.K), BOTH);
+        const Operand<Unit> g(space_in, panels(m.E), BOTH), shifted(space, 1, RIGHT);
         Scratch temp(most(STEP * panel, in_panel)), dx(space_in * c);
         const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = wide.up.pixels(m.linear(), x);
         r.clear();
@@ -246,7 +246,7 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
                         }
                         for (int64_t o = p; inside && o < end; o++) {
                             float* right = shifted.right(0);
-                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, IN_PLACE ? right : temp,
+                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, Unit::PAIRS ? (float*)temp : right,
                                                   nullptr, right);
                             add_weight_gradient<Unit>(m.second(), right, dz.right(0), dz.panel, words<Unit>(count), o,
                                                       o + 1, sums.w2 + thread * sums.size2);
@@ -262,7 +262,7 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
             in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
                 const int64_t pixel = (n * m.H + first) * m.W, count = (last - first) * m.W;
                 for (int64_t p = 0; p < panels(m.E); p++) {
-                    float* floats = IN_PLACE ? g.left(p) : temp;
+                    float* floats = Unit::PAIRS ? (float*)temp : g.left(p);
                     at_hidden<Unit>(m, wide.back, r, dh, p, first, last, rows.begin, floats, sums.of_g() + thread * m.e());
                     panel_to<Unit>(floats, count, g.left(p), g.right(p));
                 }
@@ -292,7 +292,7 @@ void backward(Module m, const T* grad, const T* x, const float* var, const float
         for (int64_t t = 0; t < threads; t++) total += sums.of_g()[t * m.e() + e];
         return total;
     };
-    finish_norm(m.linear(), wide, x, wide.up.EXACT ? x_mean : nullptr, var, covariance, of_g, gw1, ggamma, gbeta, gx, threads);
+    finish_norm(m.linear(), wide, x, UnitOf<T>::PAIRS ? x_mean : nullptr, var, covariance, of_g, gw1, ggamma, gbeta, gx, threads);
 }
 
 }  // namespace

@@ -33,22 +33,23 @@ inline void copy_padded(const float* from, int64_t n, int64_t space, float* to) 
     for (int64_t i = 0; i < space; i++) to[i] = from && i < n ? from[i] : 0;
 }
 
-// This thread's panels of a weight matrix as a right operand: to[column / 16][row][column % 16] = w[column * by_column + row *
-// by_row], zero for rows from `known` and columns from `columns` on.
+// This thread's panels of a weight matrix as a right operand, of floats to[column / 16][row][column % 16] = w[column * by_column
+// + row * by_row]; zero for rows from `known` and columns from `columns` on.
 template <class Unit = Floats>
 inline void pack_panels(const float* w, int64_t by_column, int64_t by_row, int64_t rows, int64_t columns, int64_t known,
                         float* to, int64_t thread, int64_t threads) {
     constexpr int64_t W = Unit::IN_WORD;
     Range mine = share(panels(columns), thread, threads);
     for (int64_t p = mine.begin; p < mine.end; p++) {
-        float* panel = to + p * words<Unit>(rows) * PANEL;
+        const int64_t lines = words<Unit>(rows);
+        float* panel = to + p * lines * PANEL;
         int64_t n = least(PANEL, columns - p * PANEL);
         const float* from = w + p * PANEL * by_column;
-        for (int64_t i = 0; i < (known < words<Unit>(rows) * W || n < PANEL ? words<Unit>(rows) * PANEL : 0); i++) panel[i] = 0;
+        for (int64_t i = 0; i < (known < lines * W || n < PANEL ? lines * PANEL : 0); i++) panel[i] = 0;
         if (by_column == 1) {
             for (int64_t r = 0; r < known; r += W) {
                 float* line = panel + r / W * PANEL;
-                if constexpr (W == 1) {
+                if constexpr (!Unit::PAIRS) {
                     for (int64_t i = 0; i < n; i++) line[i] = from[r * by_row + i];
                 } else {
                     vf odd = r + 1 < known ? load_n(from + (r + 1) * by_row, (int)n) : (vf){}, lines, pairs;

@@ -201,15 +201,7 @@ inline __attribute__((noinline)) void outers(const float* a, const float* b, int
     }
 }
 
-// A row-major matrix w (rows x columns) as a panel matrix.
-inline void pack(const float* w, int64_t rows, int64_t columns, float* to) {
-    for (int64_t p = 0; p < panels(columns); p++) {
-        int64_t n = least(PANEL, columns - p * PANEL);
-        for (int64_t r = 0; r < rows; r++, to += PANEL)
-            for (int64_t i = 0; i < PANEL; i++) to[i] = i < n ? w[r * columns + p * PANEL + i] : 0;
-    }
-}
-// Back: some of the `space` rows of a panel matrix as row-major (rows x columns), or transposed (columns x `count` rows).
+// Some of the `space` rows of a panel matrix as row-major (rows x columns), or transposed (columns x `count` rows).
 inline void unpack(const float* from, int64_t space, Range rows, int64_t columns, float* w) {
     for (int64_t r = rows.begin; r < rows.end; r++)
         for (int64_t c = 0; c < columns; c++) w[r * columns + c] = from[(c / PANEL * space + r) * PANEL + c % PANEL];

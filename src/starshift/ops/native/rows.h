@@ -61,24 +61,28 @@ inline void pack_rows(const Rows<T>& from, int64_t first, int64_t rows, int64_t 
         }
 }
 
-// A panel matrix of `space` rows (even) and `count` panels as left and as right operand of products. Of floats both are the
-// same memory.
+enum Side { LEFT = 1, RIGHT = 2, BOTH = 3 };
+
+// A panel matrix of `space` rows (even) and `count` panels as left and as right operand of products, or as one of the two.
+// Of floats both are the same memory.
 template <class Unit>
 class Operand {
-    static constexpr bool ONE = Unit::IN_WORD == 1;
+    static_assert(!Unit::PAIRS || VL == PANEL, "two rows of a panel are two vectors");
     Scratch left_, right_;
 
   public:
     const int64_t panel;  // words
-    Operand(int64_t space, int64_t count)
-        : left_(space * PANEL / Unit::IN_WORD * count), right_(ONE ? 0 : space * PANEL / Unit::IN_WORD * count),
+    Operand(int64_t space, int64_t count, Side sides)
+        : left_(!Unit::PAIRS || sides & LEFT ? space * PANEL / Unit::IN_WORD * count : 0),
+          right_(Unit::PAIRS && sides & RIGHT ? space * PANEL / Unit::IN_WORD * count : 0),
           panel(space * PANEL / Unit::IN_WORD) {}
-    float* left(int64_t p) const { return left_ + p * panel; }
-    float* right(int64_t p) const { return (ONE ? left_ : right_) + p * panel; }
+    float* left(int64_t p) const { return left_ ? left_ + p * panel : nullptr; }
+    float* right(int64_t p) const { return !Unit::PAIRS ? left(p) : right_ ? right_ + p * panel : nullptr; }
 
-    // Vector v of panel p of the rows from r on that one word of a right operand holds.
+    // Into a panel of which one side may be null, from its column v on: the rows from r on that one word of a right
+    // operand holds.
     static INLINE void put(float* left, float* right, int64_t r, int64_t v, const vf* rows) {
-        if constexpr (ONE) {
+        if constexpr (!Unit::PAIRS) {
             store(left + r * PANEL + v, rows[0]);
         } else {
             vf lines, pairs;
@@ -89,11 +93,11 @@ class Operand {
     }
 };
 
-// pack_rows into both.
+// pack_rows into what sides it has.
 template <class Unit, class T>
 inline void pack_operand(const Rows<T>& from, int64_t first, int64_t rows, int64_t space, const Operand<Unit>& to,
                          float* sums = nullptr) {
-    if constexpr (Unit::IN_WORD == 1) {
+    if constexpr (!Unit::PAIRS) {
         pack_rows(from, first, rows, space, to.left(0), sums);
     } else {
         for (int64_t p = 0; p < panels(from.columns); p++) {
@@ -124,7 +128,7 @@ inline void pack_operand(const Rows<T>& from, int64_t first, int64_t rows, int64
 // A panel of floats into one of an operand; either side may be null. Of floats it is the same one.
 template <class Unit>
 inline void panel_to(const float* from, int64_t rows, float* left, float* right) {
-    if constexpr (Unit::IN_WORD > 1)
+    if constexpr (Unit::PAIRS)
         for (int64_t r = 0; r < rows; r += 2) {
             const vf two[2] = {load(from + r * PANEL), r + 1 < rows ? load(from + (r + 1) * PANEL) : (vf){}};
             Operand<Unit>::put(left, right, r, 0, two);
@@ -197,11 +201,11 @@ inline void pack_in_order(const T* x, int64_t columns, int64_t rows, int64_t spa
     }
 }
 
-// pack_in_order into both sides of an operand.
+// The same into what sides an operand has.
 template <class Unit, class T>
 inline void pack_operand_in_order(const T* x, int64_t columns, int64_t rows, int64_t space, const Operand<Unit>& to,
                                   float* sums) {
-    if constexpr (Unit::IN_WORD == 1) {
+    if constexpr (!Unit::PAIRS) {
         pack_in_order(x, columns, rows, space, to.left(0), sums);
     } else {
         for (int64_t r = 0; r < rows; r += 2, x += 2 * columns)

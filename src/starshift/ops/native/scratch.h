@@ -9,11 +9,12 @@
 #include <omp.h>
 #endif
 
-// 64-byte aligned floats for the life of this object; not cleared. A thread keeps its blocks for its next call: fresh
+// 64-byte aligned floats for the life of this object, null where none are asked for; not cleared. A thread keeps its blocks for its next call: fresh
 // memory from the system would cost a page fault every 4 KiB.
 class Scratch {
   public:
     explicit Scratch(size_t floats) {
+        if (!floats) return;
         size_t bytes = (floats * 4 + 127) / 64 * 64;
         Kept* oldest_free = nullptr;
         for (Kept& k : kept().blocks)
@@ -30,10 +31,12 @@ class Scratch {
         if (!oldest_free->data) std::abort();
         take(*oldest_free);
     }
-    ~Scratch() { block_->used = false; }
+    ~Scratch() {
+        if (block_) block_->used = false;
+    }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
-    operator float*() const { return static_cast<float*>(block_->data); }
+    operator float*() const { return block_ ? static_cast<float*>(block_->data) : nullptr; }
 
   private:
     struct Kept {
@@ -56,7 +59,7 @@ class Scratch {
         k.used = true;
         block_ = &k;
     }
-    Kept* block_;
+    Kept* block_ = nullptr;
 };
 
 // Run f(thread, threads) on each of `threads` threads; with one, on this one without OpenMP. Returns how many ran: fewer

@@ -5,15 +5,21 @@
 #pragma once
 #include "simd.h"
 
+#if VL == 16 && (defined(__AVX512BF16__) || defined(STARSHIFT_PAIRS))  // the second: for tests on any machine
+#define HAS_PAIRS
+#endif
+
 struct Floats {
+    static constexpr bool PAIRS = false;  // then left and right operands are one
     static constexpr int64_t IN_WORD = 1;  // numbers
     static INLINE vf factor(const float* word) { return broadcast(*word); }
     static INLINE vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
     static INLINE vf rounded(vf a) { return a; }  // to what is multiplied
 };
 
-#if VL == 16 && (defined(__AVX512BF16__) || defined(STARSHIFT_PAIRS))  // the second: for tests on any machine
+#ifdef HAS_PAIRS
 struct Pairs {
+    static constexpr bool PAIRS = true;
     static constexpr int64_t IN_WORD = 2;
 #if defined(__AVX512BF16__)
     static INLINE vf factor(const float* word) { return (vf)_mm512_set1_ps(*word); }
@@ -63,7 +69,7 @@ template <class T>
 struct UnitFor {
     using type = Floats;
 };
-#if VL == 16 && (defined(__AVX512BF16__) || defined(STARSHIFT_PAIRS))
+#ifdef HAS_PAIRS
 template <>
 struct UnitFor<bf16> {
     using type = Pairs;
@@ -81,7 +87,7 @@ INLINE int64_t words(int64_t n) {
 // Number `place` of a word.
 template <class Unit>
 INLINE void put_number(float* word, int64_t place, float value) {
-    if constexpr (Unit::IN_WORD == 1) {
+    if constexpr (!Unit::PAIRS) {
         *word = value;
     } else {
         bf16 rounded;

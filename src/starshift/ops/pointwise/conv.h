@@ -19,7 +19,7 @@ void conv_forward(int64_t M, int64_t C, int64_t K, const T* x, const float* w, c
     parallel(threads, [&](int64_t t, int64_t of) {
         const Chunks chunks(share(M, t, of), conv_rows(c + k));
         const int64_t space = chunks.size, panel = space * PANEL;
-        const Operand<Unit> in(space, panels(C));
+        const Operand<Unit> in(space, panels(C), LEFT);
         Scratch result(space * k);
         for (int64_t m = chunks.begin; m < chunks.end; m += space) {
             const int64_t rows = least(space, chunks.end - m);
@@ -45,7 +45,7 @@ void conv_backward(int64_t M, int64_t C, int64_t K, const T* grad, const T* x, c
         for (int64_t i = 0; i < size; i++) mine[i] = 0;
         const Chunks chunks(share(M, t, of), conv_rows(2 * c + k));
         const int64_t space = chunks.size, panel = space * PANEL;
-        const Operand<Unit> in(space, panels(C)), dy(space, panels(K));
+        const Operand<Unit> in(space, panels(C), RIGHT), dy(space, panels(K), BOTH);
         Scratch dx(space * c), chunk_sums(k);
         for (int64_t m = chunks.begin; m < chunks.end; m += space) {
             const int64_t rows = least(space, chunks.end - m);

@@ -28,7 +28,6 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
                  int64_t act, T* out, int64_t threads) {
     using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 8;  // panels of hidden units at a time
-    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
     const int64_t up_size = s.k() * words<Unit>(s.C), down_size = words<Unit>(s.k()) * s.n();
     Scratch packed(up_size + down_size + s.k() + s.n());
@@ -45,8 +44,8 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
     parallel(threads, [&](int64_t t, int64_t of) {
         const Chunks chunks(share(s.M, t, of), chunk_rows(s));
         const int64_t space = chunks.size, panel = space * PANEL;
-        const Operand<Unit> in(space, panels(s.C)), hidden(space, GROUP);
-        Scratch made(IN_PLACE ? 0 : panel * STEP), result(space * s.n());
+        const Operand<Unit> in(space, panels(s.C), LEFT), hidden(space, GROUP, LEFT);
+        Scratch made(Unit::PAIRS ? panel * STEP : 0), result(space * s.n());
         for (int64_t m = chunks.begin; m < chunks.end; m += space) {
             const int64_t rows = least(space, chunks.end - m);
             pack_operand(from, m, rows, space, in);
@@ -55,7 +54,7 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
                 const int64_t last = least(group + GROUP, panels(s.K));
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
-                    float* h = IN_PLACE ? hidden.left(p - group) : made;
+                    float* h = Unit::PAIRS ? (float*)made : hidden.left(p - group);
                     product<Unit>(&up, 1, rows, p, end, s.k(), h - p * panel, panel, false);
                     for (int64_t o = p; o < end; o++, h += panel) {
                         activation(h, bias1 + o * PANEL, rows);
@@ -78,7 +77,6 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
                   int64_t act, T* gx, float* gw1, float* gb1, float* gw2, float* gb2, int64_t threads) {
     using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 4;
-    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     threads = most(1, least(threads, s.M / ROW_MULTIPLE));
     const int64_t k = s.k(), size = k * (s.c() + s.n() + 1) + s.n();
     const int64_t up_size = k * words<Unit>(s.C), p2_size = k * words<Unit>(s.N), down_size = words<Unit>(k) * s.c();
@@ -98,8 +96,9 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
         for (int64_t i = 0; i < size; i++) to1[i] = 0;
         const Chunks chunks(share(s.M, t, of), chunk_rows(s));
         const int64_t space = chunks.size, panel = space * PANEL;
-        const Operand<Unit> in(space, panels(s.C)), dy(space, panels(s.N)), h(space, STEP), d(space, GROUP);
-        const int64_t aside = IN_PLACE ? 0 : panel * STEP;  // products where they cannot stand among the operands
+        const Operand<Unit> in(space, panels(s.C), BOTH), dy(space, panels(s.N), BOTH);
+        const Operand<Unit> h(space, STEP, RIGHT), d(space, GROUP, BOTH);
+        const int64_t aside = Unit::PAIRS ? panel * STEP : 0;  // products where they cannot stand among the operands
         Scratch dx(space * s.c()), made(2 * aside);
         for (int64_t m = chunks.begin; m < chunks.end; m += space) {
             const int64_t rows = least(space, chunks.end - m);
@@ -111,7 +110,8 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
                 const int64_t last = least(group + GROUP, panels(s.K));
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
-                    float *dp = IN_PLACE ? d.left(p - group) : made, *hp = IN_PLACE ? h.left(0) : made + aside;
+                    float* dp = Unit::PAIRS ? (float*)made : d.left(p - group);
+                    float* hp = Unit::PAIRS ? made + aside : h.left(0);
                     product<Unit>(&to_hidden, 1, rows, p, end, k, dp - p * panel, panel, false);
                     product<Unit>(&to_active, 1, rows, p, end, k, hp - p * panel, panel, false);
                     for (int64_t o = p; o < end; o++, dp += panel, hp += panel) {

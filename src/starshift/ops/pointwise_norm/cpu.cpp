@@ -46,7 +46,7 @@ void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Chunks chunks(share(m.pixels, thread, of), pixels_of(m));
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;
-        const Operand<Unit> in(space, panels(m.C));
+        const Operand<Unit> in(space, panels(m.C), LEFT);
         Scratch h(space * m.e());
         const Rows<T> pixels = up.pixels(m, x);
         for (int64_t first = chunks.begin; first < chunks.end; first += chunks.size) {
@@ -67,7 +67,6 @@ template <class T>
 void backward(Linear m, const T* grad, const T* x, const float* var, const float* x_mean, const float* covariance,
               int64_t act, T* gx, float* gw, float* ggamma, float* gbeta, int64_t threads) {
     using Unit = UnitOf<T>;
-    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     const Multiplied<Unit> w(m.w, m.E * m.C);
     m.w = w;
     const Scaled wide(m, x_mean, var);
@@ -84,9 +83,9 @@ void backward(Linear m, const T* grad, const T* x, const float* var, const float
     threads = parallel(threads, [&](int64_t thread, int64_t of) {
         const Chunks chunks(share(m.pixels, thread, of), pixels_of(m));
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;
-        const Operand<Unit> in(space, panels(m.C)), g(space, panels(m.E));
-        Scratch read(IN_PLACE ? 0 : space * m.e()), h(STEP * panel), dx(space * m.c()), sums(m.e());
-        float* const grads = IN_PLACE ? g.left(0) : (float*)read;
+        const Operand<Unit> in(space, panels(m.C), BOTH), g(space, panels(m.E), BOTH);
+        Scratch read(Unit::PAIRS ? space * m.e() : 0), h(STEP * panel), dx(space * m.c()), sums(m.e());
+        float* const grads = Unit::PAIRS ? (float*)read : g.left(0);
         const Rows<T> pixels = up.pixels(m, x);
         for (int64_t first = chunks.begin; first < chunks.end; first += chunks.size) {
             const int64_t rows = least(chunks.size, chunks.end - first);
@@ -119,7 +118,7 @@ void backward(Linear m, const T* grad, const T* x, const float* var, const float
         for (int64_t t = 0; t < threads; t++) total += totals[t * m.e() + e];
         return total;
     };
-    finish_norm(m, wide, x, up.EXACT ? x_mean : nullptr, var, covariance, sum_of_g, gw, ggamma, gbeta, gx, threads);
+    finish_norm(m, wide, x, Unit::PAIRS ? x_mean : nullptr, var, covariance, sum_of_g, gw, ggamma, gbeta, gx, threads);
 }
 
 }  // namespace

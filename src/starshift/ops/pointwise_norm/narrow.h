@@ -89,17 +89,16 @@ inline void statistics(const Linear& m, const float* x_mean, const float* covari
 // The map with the norm's scale in its weights.
 struct Scaled {
     Scaled(const Linear& m, const float* x_mean, const float* var)
-        : scale(m.E), weights(m.E * m.C), bias(m.e()), minus_mean(m.c()) {
-        clear(bias, m.e());
+        : scale(m.e()), weights(m.E * m.C), minus_mean(m.c()) {
+        clear(scale, m.e());
         clear(minus_mean, m.c());
         for (int64_t i = 0; i < m.C; i++) minus_mean[i] = -x_mean[i];
         for (int64_t e = 0; e < m.E; e++) {
             scale[e] = m.gamma[e] / std::sqrt(var[e] + m.eps);
-            bias[e] = m.beta[e];
             for (int64_t i = 0; i < m.C; i++) weights[e * m.C + i] = scale[e] * m.w[e * m.C + i];
         }
     }
-    Scratch scale, weights, bias, minus_mean;
+    Scratch scale, weights, minus_mean;  // the first and last of whole panels
 };
 
 // Weights as products take them: of pairs rounded, and then everywhere, so that the norm normalises what is multiplied.
@@ -109,8 +108,8 @@ class Multiplied {
     const float* w_;
 
   public:
-    Multiplied(const float* w, int64_t n) : rounded_(Unit::IN_WORD == 1 ? 0 : n), w_(Unit::IN_WORD == 1 ? w : rounded_) {
-        for (int64_t i = 0; Unit::IN_WORD > 1 && i < n; i += VL) {
+    Multiplied(const float* w, int64_t n) : rounded_(Unit::PAIRS ? n : 0), w_(Unit::PAIRS ? rounded_ : w) {
+        for (int64_t i = 0; Unit::PAIRS && i < n; i += VL) {
             const int part = (int)least(VL, n - i);
             store_n(rounded_ + i, Unit::rounded(load_n(w + i, part)), part);
         }
@@ -137,13 +136,11 @@ struct TimesBiasRelu {
 // of g x' are then those of g (x - mean)' once the mean times the sum of g, as multiplied, is taken off (finish_norm).
 template <class Unit>
 struct Up {
-    static constexpr bool EXACT = Unit::IN_WORD > 1;
     Up(const Linear& m, const Scaled& map, const float* x_mean)
-        : weights(m.e() * words<Unit>(m.C)), scale(m.e()), bias(m.e()), minus_mean(map.minus_mean) {
-        pack_panels<Unit>(EXACT ? m.w : (const float*)map.weights, m.C, 1, m.C, m.E, m.C, weights, 0, 1);
-        copy_padded(map.scale, m.E, m.e(), scale);
-        copy_padded(map.bias, m.E, m.e(), bias);
-        for (int64_t e = 0; EXACT && e < m.E; e++) {
+        : weights(m.e() * words<Unit>(m.C)), bias(m.e()), scale(map.scale), minus_mean(map.minus_mean) {
+        pack_panels<Unit>(Unit::PAIRS ? m.w : (const float*)map.weights, m.C, 1, m.C, m.E, m.C, weights, 0, 1);
+        copy_padded(m.beta, m.E, m.e(), bias);
+        for (int64_t e = 0; Unit::PAIRS && e < m.E; e++) {
             double mean = 0;
             for (int64_t i = 0; i < m.C; i++) mean += (double)m.w[e * m.C + i] * x_mean[i];
             bias[e] -= (float)(scale[e] * mean);
@@ -151,22 +148,22 @@ struct Up {
     }
     template <class T>
     Rows<T> pixels(const Linear& m, const T* x) const {
-        return {x, nullptr, nullptr, nullptr, EXACT ? nullptr : minus_mean, m.C};
+        return {x, nullptr, nullptr, nullptr, Unit::PAIRS ? nullptr : minus_mean, m.C};
     }
     auto edge() const {
-        if constexpr (EXACT)
+        if constexpr (Unit::PAIRS)
             return Times{scale};
         else
             return Sum{false};
     }
     auto relu_edge() const {
-        if constexpr (EXACT)
+        if constexpr (Unit::PAIRS)
             return TimesBiasRelu{scale, bias};
         else
             return BiasRelu{bias};
     }
-    Scratch weights, scale, bias;
-    const float* minus_mean;
+    Scratch weights, bias;
+    const float *scale, *minus_mean;
 };
 
 // gx += a (x - mean) + b: what the norm's sums contribute.
@@ -175,7 +172,7 @@ void add_sums(const Linear& m, const Scaled& wide, const T* x, const float* a, c
               int64_t threads) {
     const int64_t c = m.c();
     Scratch packed(m.C * c);
-    pack(a, m.C, m.C, packed);
+    pack_panels(a, 1, m.C, m.C, m.C, m.C, packed, 0, 1);
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.pixels, thread, of);
         constexpr int64_t SPACE = 144;
@@ -209,14 +206,15 @@ void finish_norm(const Linear& m, const Scaled& wide, const T* x, const float* x
         for (int64_t e = mine.begin; e < mine.end; e++) {
             const float* w = m.w + e * m.C;
             float* g = gw + e * m.C;
-            for (int64_t i = 0; x_mean && i < m.C; i++) g[i] -= (float)(of_g(e) * x_mean[i]);
+            const double sum_of_g = of_g(e);
+            for (int64_t i = 0; x_mean && i < m.C; i++) g[i] -= (float)(sum_of_g * x_mean[i]);
             double of_both = 0;
             for (int64_t i = 0; i < m.C; i++) of_both += (double)w[i] * g[i];
             const double inverse = 1 / std::sqrt((double)var[e] + m.eps);
-            gbeta[e] = (float)of_g(e);
+            gbeta[e] = (float)sum_of_g;
             ggamma[e] = (float)(of_both * inverse);
             const float by_u = (float)(-wide.scale[e] * inverse * inverse * of_both / pixels);
-            const float constant = (float)(-wide.scale[e] * of_g(e) / pixels);
+            const float constant = (float)(-wide.scale[e] * sum_of_g / pixels);
             clear(row, m.C);
             for (int64_t i = 0; i < m.C; i++) {
                 const float factor = w[i] * by_u;

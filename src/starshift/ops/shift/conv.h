@@ -88,7 +88,7 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
     Table<vi> table(offsets, runs, s.C, 1, false), back(offsets, runs, s.C, -1, false);
     int64_t size = gradient_size(s), images = most(1, PIXELS / (s.H * s.W));
     Scratch packed(s.K * s.c()), parts(threads * size);
-    pack(w, s.K, s.C, packed);
+    pack_panels(w, 1, s.C, s.K, s.C, s.K, packed, 0, 1);
     clear(parts, threads * size);
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range all = share(s.N, thread, of);

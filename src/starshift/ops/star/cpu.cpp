@@ -65,8 +65,9 @@ void combine(const float* x1, const float* x2, const float* b1, const float* b2,
     for (int v = 0; v < PANEL; v += VL) {
         vf one = load(b1 + v), two = load(b2 + v);
         for (int64_t r = 0; r < rows; r += AT_ONCE) {
-            vf stars[AT_ONCE];
+            vf stars[AT_ONCE] = {};
             for (int64_t j = 0; j < AT_ONCE; j++) {
+                if (r + j == rows) break;
                 const int64_t i = (r + j) * PANEL + v;
                 stars[j] = Place::template forward<Act>(load(x1 + i) + one, load(x2 + i) + two);
             }
@@ -134,12 +135,11 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
                   const float* biases, Range range, T* out, double* sums, const float* center) {
     using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 8;  // panels of hidden units at a time
-    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     Chunks chunks(range, chunk_rows(s));
     int64_t space = chunks.size, panel = space * PANEL;
     const int64_t steps = (panels(s.K) + STEP - 1) / STEP;
-    const Operand<Unit> in(space, panels(s.C)), hidden(space, GROUP);
-    Scratch branch1(IN_PLACE ? 0 : panel * STEP), branch2(panel * STEP), result(space * s.n());
+    const Operand<Unit> in(space, panels(s.C), LEFT), hidden(space, GROUP, LEFT);
+    Scratch branch1(Unit::PAIRS ? panel * STEP : 0), branch2(panel * STEP), result(space * s.n());
     for (int64_t m = chunks.begin; m < chunks.end; m += space) {
         int64_t rows = least(space, chunks.end - m), next = m + space, next_rows = least(space, chunks.end - next);
         pack_operand(x, m, rows, space, in);
@@ -150,7 +150,7 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
                 int64_t end = least(p + STEP, last);
                 fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
                 fetch_part(out, s.N, m, rows, p / STEP, steps);
-                float* h = IN_PLACE ? hidden.left(p - group) : branch1;
+                float* h = Unit::PAIRS ? (float*)branch1 : hidden.left(p - group);
                 product<Unit>(&to_branch1, 1, rows, p, end, s.k(), h - p * panel, panel, false);
                 product<Unit>(&to_branch2, 1, rows, p, end, s.k(), branch2 - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++, h += panel)
@@ -186,12 +186,12 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                    Range range, T* gx, double* sums, const float* center, const T* partner, const Sums& to) {
     using Unit = UnitOf<T>;
     constexpr int64_t GROUP = 4;
-    constexpr bool IN_PLACE = Unit::IN_WORD == 1;
     Chunks chunks(range, chunk_rows(s));
     int64_t space = chunks.size, panel = space * PANEL;
     const int64_t steps = (panels(s.K) + STEP - 1) / STEP;
-    const Operand<Unit> in(space, panels(s.C)), dy(space, panels(s.N)), star(space, STEP), d1(space, GROUP), d2(space, GROUP);
-    const int64_t aside = IN_PLACE ? 0 : panel * STEP;  // products where they cannot stand among the operands
+    const Operand<Unit> in(space, panels(s.C), BOTH), dy(space, panels(s.N), BOTH);
+    const Operand<Unit> star(space, STEP, RIGHT), d1(space, GROUP, BOTH), d2(space, GROUP, BOTH);
+    const int64_t aside = Unit::PAIRS ? panel * STEP : 0;  // products where they cannot stand among the operands
     Scratch dx(space * s.c()), made(3 * aside);
     for (int64_t m = chunks.begin; m < chunks.end; m += space) {
         int64_t rows = least(space, chunks.end - m), next = m + space, next_rows = least(space, chunks.end - next);
@@ -208,9 +208,9 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                 fetch_part(grad.x, s.N, next, next_rows, p / STEP, steps);
                 fetch_part(grad.other, s.N, next, next_rows, p / STEP, steps);
                 fetch_part((const T*)gx, s.C, m, rows, p / STEP, steps);
-                float* hp = IN_PLACE ? star.left(0) : made;
-                float* d1p = IN_PLACE ? d1.left(p - group) : made + aside;
-                float* d2p = IN_PLACE ? d2.left(p - group) : made + 2 * aside;
+                float* hp = Unit::PAIRS ? (float*)made : star.left(0);
+                float* d1p = Unit::PAIRS ? made + aside : d1.left(p - group);
+                float* d2p = Unit::PAIRS ? made + 2 * aside : d2.left(p - group);
                 product<Unit>(&to_branch1, 1, rows, p, end, s.k(), d1p - p * panel, panel, false);
                 product<Unit>(&to_branch2, 1, rows, p, end, s.k(), d2p - p * panel, panel, false);
                 product<Unit>(&to_product, 1, rows, p, end, s.k(), hp - p * panel, panel, false);
@@ -218,7 +218,7 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                     const int64_t j = o * PANEL, g = o - group;
                     float *h = star.right(o - p), *d1r = d1.right(g), *d2r = d2.right(g);
                     combine(hp, d1p, d2p, biases + j, biases + s.k() + j, to.b1 + j, to.b2 + j, rows,
-                            {IN_PLACE ? h : nullptr, h}, {d1.left(g), d1r}, {d2.left(g), d2r});
+                            {star.left(o - p), h}, {d1.left(g), d1r}, {d2.left(g), d2r});
                     const int64_t at = j * PANEL, apart = s.k() * PANEL;
                     outers<Unit>(d1r, in.right(0), in.panel, lines, s.C, to.w1 + at, apart);
                     outers<Unit>(d2r, in.right(0), in.panel, lines, s.C, to.w2 + at, apart);
@@ -328,20 +328,18 @@ Rows<T> rows(const void* x, const void* other, const float* scale, const float* 
 
 #define ROWS(T, name, columns) rows<T>(name, name##_other, name##_scale, name##_other_scale, name##_shift, columns)
 
-// How many floats starshift_star_mlp_pack writes.
-API int64_t starshift_star_mlp_packed(int64_t dtype, int64_t C, int64_t K, int64_t N) {
+API int64_t starshift_star_mlp_packed_floats(int64_t dtype, int64_t C, int64_t K, int64_t N) {
     const Sizes s{0, C, K, N};
     return dtype == 0 ? Packed<Floats, float>::size(s) : Packed<UnitOf<bf16>, float>::size(s);
 }
 
-// For tensors of this dtype.
-API void starshift_star_mlp_pack(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1, const float* w2,
-                                 const float* b2, const float* wg, const float* bg, float* packed, int64_t threads) {
+API void starshift_star_mlp_pack_for(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1,
+                                 const float* w2, const float* b2, const float* wg, const float* bg, float* packed,
+                                 int64_t threads) {
     const Sizes s{0, C, K, N};
     (dtype == 0 ? pack_forward<Floats> : pack_forward<UnitOf<bf16>>)(s, w1, b1, w2, b2, wg, bg, packed, threads);
 }
 
-// packed: by starshift_star_mlp_pack.
 API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
                                     const float* packed, int64_t act, int64_t placement, void* out,
                                     const float* center, double* sums, int64_t threads) {

@@ -25,8 +25,8 @@ def _forward() -> Any:
 
 @cache
 def _packing() -> Any:
-    count = _native.function("starshift_star_mlp_packed", "iiii", counts=True)
-    return count, _native.function("starshift_star_mlp_pack", "iiii" + "pppppp" + "pi")
+    count = _native.function("starshift_star_mlp_packed_floats", "iiii", counts=True)
+    return count, _native.function("starshift_star_mlp_pack_for", "iiii" + "pppppp" + "pi")
 
 
 @cache
@@ -46,6 +46,16 @@ def pack(
     packed = _native.empty(count(*sizes))
     run(*sizes, *float32_rows(*branches, *projection), packed, _native.threads())
     return packed
+
+
+def packings(
+    branches: tuple[Tensor, Tensor | None, Tensor, Tensor | None], projection: tuple[Tensor, Tensor | None]
+) -> dict[torch.dtype, Tensor]:
+    """What :func:`pack` makes for each dtype; one tensor where their layouts are the same."""
+    w1, wg = branches[0], projection[0]
+    sizes = {dtype: _packing()[0](DTYPES[dtype], w1.shape[1], w1.shape[0], wg.shape[0]) for dtype in DTYPES}
+    packed = {size: pack(dtype, branches, projection) for dtype, size in sizes.items()}
+    return {dtype: packed[size] for dtype, size in sizes.items()}
 
 
 def forward(

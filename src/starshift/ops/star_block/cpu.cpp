@@ -54,7 +54,7 @@ struct Block {
 
 #define SPACE(name) int64_t name##_kernel, const float *name, const int64_t *name##_offsets, int64_t name##_runs
 
-// C channels, K hidden units. star: by starshift_star_mlp_pack.
+// C channels, K hidden units. star: by starshift_star_mlp_pack_for, of this dtype.
 API void starshift_star_block_folded(int64_t dtype, int64_t threads, int64_t N, int64_t C, int64_t H, int64_t W,
                                      int64_t K, const void* x, SPACE(before), const float* star, int64_t act,
                                      int64_t placement, SPACE(after), void* out) {

@@ -50,15 +50,14 @@ class Prepared:
     """``x + after(g(star(f1(u), f2(u))))`` with ``u = before(x)``, for fixed weights; without gradients.
 
     Args:
-        parts: of the block; weights are copied into the kernels' layout, the star's at the first call of each dtype.
+        parts: of the block; weights are copied into the kernels' layout.
         act, placement: as in :func:`starshift.ops.star`.
     """
 
     def __init__(self, parts: Folded, act: str, placement: str) -> None:
         self.hidden, self.channels = parts.w1.shape[:2]
         self.before, self.after = _pack(parts.before), _pack(parts.after)
-        self._weights = (parts.w1, parts.b1, parts.w2, parts.b2), (parts.wg, parts.bg)
-        self._stars: dict[torch.dtype, Tensor] = {}
+        self.stars = star.packings((parts.w1, parts.b1, parts.w2, parts.b2), (parts.wg, parts.bg))
         self.codes = ACTIVATION_CODES[act], PLACEMENTS.index(placement)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -69,12 +68,9 @@ class Prepared:
         """
         x = _native.block_input(x, self.channels, "star block")
         out = torch.empty_like(x)
-        packed = self._stars.get(x.dtype)
-        if packed is None:
-            packed = self._stars[x.dtype] = star.pack(x.dtype, *self._weights)
         _folded()(
             *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.hidden, x),
-            *(*self.before, packed, *self.codes, *self.after, out),
+            *(*self.before, self.stars[x.dtype], *self.codes, *self.after, out),
         )
         return out
 
