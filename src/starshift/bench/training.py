@@ -81,10 +81,13 @@ def bench_training(
             "device": device,
         }
         macs = _macs(model, options["size"])
+        multiplied = torch.bfloat16 if amp == "bf16" else torch.float32
+        # Before the sides start, which may still be busy with their end when they are done.
+        peak = round(ceiling(options["threads"], multiplied).gflops, 1) if device == "cpu" else ""
         ours = (OURS,) if device == "cpu" else (OURS + GRAPH, OURS)
         sides = [Side(Spec(model, mode, **options)) for mode in (*ours, *peers)]
         for side in _take_turns(sides, rounds, say):
-            yield {**_common("training", side, sides[0], rounds), **_training_columns(side, macs), **provenance()}
+            yield {**_common("training", side, sides[0], rounds), **_training_columns(side, macs, peak), **provenance()}
 
 
 def bench_inference(
@@ -171,10 +174,9 @@ def _common(suite: str, side: Side, ours: Side, rounds: int) -> dict[str, Any]:
     }
 
 
-def _training_columns(side: Side, macs: int) -> dict[str, Any]:
+def _training_columns(side: Side, macs: int, peak: float | str) -> dict[str, Any]:
     spec = side.spec
     seconds = statistics.median(side.times) if side.times else None
-    multiplied = torch.bfloat16 if spec.amp == "bf16" else torch.float32
     counted = seconds is not None and spec.mode.removesuffix(GRAPH) != DEPTHWISE  # which is another network
     known = side.memory_mb is not None and not math.isnan(side.memory_mb)
     return {
@@ -183,7 +185,7 @@ def _training_columns(side: Side, macs: int) -> dict[str, Any]:
         "images_per_s": round(spec.batch / seconds, 2) if seconds else "",
         "memory_mb": round(side.memory_mb or 0, 1) if known else "",
         "model_gflops": round(6 * macs * spec.batch / seconds / 1e9, 1) if counted and seconds else "",
-        "peak_gflops": round(ceiling(spec.threads, multiplied).gflops, 1) if spec.device == "cpu" else "",
+        "peak_gflops": peak,
         "note": side.note,
     }
 
