@@ -12,7 +12,7 @@ DEVICES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("the same, smallest file", "onnx --quantize int8", ("onnx-int8",)),
     ("Intel or AMD processor, fastest", "openvino --quantize int8", ("openvino-int8",)),
     ("Processor with bfloat16 instructions, without int8", "openvino --precision bf16", ("openvino-bf16",)),
-    ("Intel's graphics, or a program that has OpenVINO", "openvino", ("openvino",)),
+    ("A program that has OpenVINO", "openvino", ("openvino",)),
     ("Python with PyTorch", "no export: `starshift predict RUN`", ("kernels",)),
     ("C++ with PyTorch, no Python", "aotinductor", ("aotinductor",)),
     ("Android, embedded Linux (PyTorch's way)", "executorch", ("executorch",)),
@@ -37,7 +37,14 @@ def deploy() -> str:
             never = "not measurable here: it runs on Apple hardware alone" if form == "coreml" else "not measured"
             found = [(never, "-", "-", "-")]
         rows += [(device, "-" if spoken else f"`{form.split()[0]}`", command, *cells) for cells in found]
-    header = ("your device", "format", "command", "times as fast as eager", "as float32 ONNX", "top-1 lost, points")
+    header = (
+        "your device",
+        "format",
+        "command",
+        "times as fast as eager",
+        "times as fast as float32 ONNX",
+        "top-1 lost, points",
+    )
     return table((*header, "measured on"), rows)
 
 
