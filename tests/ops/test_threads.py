@@ -62,11 +62,11 @@ def test_equal_bits_every_time(name: str, count: int, threads: Any) -> None:
 
 
 def test_a_kernel_uses_as_many_threads_as_torch(threads: Any) -> None:
-    peak = _native.function("starshift_peak_flops", "pii")
+    peak = _native.function("starshift_peak_operations", "ipii")
     for count in (1, 2, 3):
         threads(count)
         used = torch.full((4,), -1.0)
-        peak(used, 1000, _native.threads())
+        peak(0, used, 1000, _native.threads())
         assert (used != -1).sum() == count
 
 

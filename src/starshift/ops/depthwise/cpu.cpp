@@ -124,7 +124,7 @@ static void forward(const Geometry& g, int64_t threads, const Source<T>& x, cons
     const int64_t n_sums = out.sums ? 2 * g.channels : 0, per_vector = (g.taps() + 1) * VL;
     Scratch sums(2 * threads * n_sums);
     double* const thread_sums = (double*)(float*)sums;
-    memset(thread_sums, 0, threads * n_sums * sizeof(double));
+    if (n_sums) memset(thread_sums, 0, threads * n_sums * sizeof(double));
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = out;
         if (out.sums) mine.sums = thread_sums + thread * n_sums;
@@ -166,8 +166,8 @@ static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) 
     const int64_t n_weights = vectors_of(g.channels) * per_vector, n_gw = b.gw ? n_weights : 0;
     Scratch sums(2 * threads * n_sums), packed(n_weights), weight_sums(threads * n_gw);
     double* const thread_sums = (double*)(float*)sums;
-    memset(thread_sums, 0, threads * n_sums * sizeof(double));
-    memset(weight_sums, 0, threads * n_gw * sizeof(float));
+    if (n_sums) memset(thread_sums, 0, threads * n_sums * sizeof(double));
+    if (n_gw) memset(weight_sums, 0, threads * n_gw * sizeof(float));
     if (b.out.data) pack(g, b.weight, nullptr, false, packed);
     // The bands of output rows whose weight gradient, and of input rows whose gradient, a unit computes.
     const int64_t unit_rows = passes.rows * g.stride_y;
