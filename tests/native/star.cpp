@@ -92,7 +92,7 @@ static void run(Random& r) {
     check("gradient of b1", gb1_, gb1, made_of(dtype), where);
     check("gradient of b2", gb2_, gb2, made_of(dtype), where);
     check("gradient of wg", gwg_, gwg, made_of(dtype), where);
-    check("gradient of bg", gbg_, gbg, made_of(dtype), where);
+    check("gradient of bg", gbg_, gbg, where);
 }
 
 int main(int, char** arguments) {

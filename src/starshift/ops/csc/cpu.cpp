@@ -144,8 +144,8 @@ void forward(Module m, const T* x, float* mean, float* var, float* x_mean, float
             in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
                 for (int64_t p = 0; p < panels(m.E); p++) {
                     float* left = gathered.left(p);
-                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, Unit::PAIRS ? (float*)floats : left,
-                                          left, nullptr);
+                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, gathered.made(p, floats), left,
+                                          nullptr);
                 }
                 const Term term{gathered.left(0), gathered.panel, packed, words<Unit>(m.E)};
                 product<Unit>(&term, 1, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
@@ -246,7 +246,7 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
                         }
                         for (int64_t o = p; inside && o < end; o++) {
                             float* right = shifted.right(0);
-                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, Unit::PAIRS ? (float*)temp : right,
+                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, shifted.made(0, temp),
                                                   nullptr, right);
                             add_weight_gradient<Unit>(m.second(), right, dz.right(0), dz.panel, words<Unit>(count), o,
                                                       o + 1, sums.w2 + thread * sums.size2);
@@ -262,7 +262,7 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
             in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
                 const int64_t pixel = (n * m.H + first) * m.W, count = (last - first) * m.W;
                 for (int64_t p = 0; p < panels(m.E); p++) {
-                    float* floats = Unit::PAIRS ? (float*)temp : g.left(p);
+                    float* floats = g.made(p, temp);
                     at_hidden<Unit>(m, wide.back, r, dh, p, first, last, rows.begin, floats, sums.of_g() + thread * m.e());
                     panel_to<Unit>(floats, count, g.left(p), g.right(p));
                 }

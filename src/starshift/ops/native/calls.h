@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that other kernels are made of, and how their weights are packed: declared here, so that all sides agree. dtype: 0 float32, 1 bfloat16.
+// Kernels that other kernels are made of, and how their weights are packed: declared here, so that all sides agree.
+// dtype: 0 float32, 1 bfloat16.
 #pragma once
 #include "simd.h"
 
@@ -20,8 +21,8 @@ API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64
 // M rows, C channels in, K hidden units, N channels out. Where N is C, out may be x. Packed for tensors of one dtype.
 API int64_t starshift_star_mlp_packed_floats(int64_t dtype, int64_t C, int64_t K, int64_t N);
 API void starshift_star_mlp_pack_for(int64_t dtype, int64_t C, int64_t K, int64_t N, const float* w1, const float* b1,
-                                 const float* w2, const float* b2, const float* wg, const float* bg, float* packed,
-                                 int64_t threads);
+                                     const float* w2, const float* b2, const float* wg, const float* bg, float* packed,
+                                     int64_t threads);
 API void starshift_star_mlp_forward(int64_t dtype, int64_t M, int64_t C, int64_t K, int64_t N, SOURCE(x),
                                     const float* packed, int64_t act, int64_t placement, void* out,
                                     const float* center, double* sums, int64_t threads);

@@ -33,8 +33,8 @@ inline void copy_padded(const float* from, int64_t n, int64_t space, float* to) 
     for (int64_t i = 0; i < space; i++) to[i] = from && i < n ? from[i] : 0;
 }
 
-// This thread's panels of a weight matrix as a right operand, of floats to[column / 16][row][column % 16] = w[column * by_column
-// + row * by_row]; zero for rows from `known` and columns from `columns` on.
+// This thread's panels of a weight matrix as a right operand, of floats to[column / 16][row][column % 16] =
+// w[column * by_column + row * by_row]; zero for rows from `known` and columns from `columns` on.
 template <class Unit = Floats>
 inline void pack_panels(const float* w, int64_t by_column, int64_t by_row, int64_t rows, int64_t columns, int64_t known,
                         float* to, int64_t thread, int64_t threads) {

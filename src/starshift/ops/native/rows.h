@@ -77,6 +77,8 @@ class Operand {
           right_(Unit::PAIRS && sides & RIGHT ? space * PANEL / Unit::IN_WORD * count : 0),
           panel(space * PANEL / Unit::IN_WORD) {}
     float* left(int64_t p) const { return left_ ? left_ + p * panel : nullptr; }
+    // Where panel p may be made of floats, which `put` or `panel_to` then brings here: elsewhere, or in place.
+    float* made(int64_t p, float* elsewhere) const { return Unit::PAIRS ? elsewhere : left(p); }
     float* right(int64_t p) const { return !Unit::PAIRS ? left(p) : right_ ? right_ + p * panel : nullptr; }
 
     // Into a panel of which one side may be null, from its column v on: the rows from r on that one word of a right
@@ -198,23 +200,6 @@ inline void pack_in_order(const T* x, int64_t columns, int64_t rows, int64_t spa
         for (int64_t c = 0; c < whole; c += VL) put(c, load(x + c));
         if (rest) put(whole, load_part(x + whole, rest));
         for (int64_t c = whole + (rest ? VL : 0); c < panels(columns) * PANEL; c += VL) put(c, (vf){});
-    }
-}
-
-// The same into what sides an operand has.
-template <class Unit, class T>
-inline void pack_operand_in_order(const T* x, int64_t columns, int64_t rows, int64_t space, const Operand<Unit>& to,
-                                  float* sums) {
-    if constexpr (!Unit::PAIRS) {
-        pack_in_order(x, columns, rows, space, to.left(0), sums);
-    } else {
-        for (int64_t r = 0; r < rows; r += 2, x += 2 * columns)
-            for (int64_t c = 0; c < columns; c += VL) {
-                const int n = (int)least(VL, columns - c);
-                const vf two[2] = {load_n(x + c, n), r + 1 < rows ? load_n(x + columns + c, n) : (vf){}};
-                if (sums) store(sums + c, load(sums + c) + two[0] + two[1]);
-                to.put(to.left(c / PANEL), to.right(c / PANEL), r, 0, two);
-            }
     }
 }
 

@@ -9,8 +9,8 @@
 #include <omp.h>
 #endif
 
-// 64-byte aligned floats for the life of this object, null where none are asked for; not cleared. A thread keeps its blocks for its next call: fresh
-// memory from the system would cost a page fault every 4 KiB.
+// 64-byte aligned floats for the life of this object, null where none are asked for; not cleared. A thread keeps its
+// blocks for its next call: fresh memory from the system would cost a page fault every 4 KiB.
 class Scratch {
   public:
     explicit Scratch(size_t floats) {

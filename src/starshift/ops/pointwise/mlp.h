@@ -54,7 +54,7 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
                 const int64_t last = least(group + GROUP, panels(s.K));
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
-                    float* h = Unit::PAIRS ? (float*)made : hidden.left(p - group);
+                    float* h = hidden.made(p - group, made);
                     product<Unit>(&up, 1, rows, p, end, s.k(), h - p * panel, panel, false);
                     for (int64_t o = p; o < end; o++, h += panel) {
                         activation(h, bias1 + o * PANEL, rows);
@@ -110,8 +110,7 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
                 const int64_t last = least(group + GROUP, panels(s.K));
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
-                    float* dp = Unit::PAIRS ? (float*)made : d.left(p - group);
-                    float* hp = Unit::PAIRS ? made + aside : h.left(0);
+                    float *dp = d.made(p - group, made), *hp = h.made(0, made + aside);
                     product<Unit>(&to_hidden, 1, rows, p, end, k, dp - p * panel, panel, false);
                     product<Unit>(&to_active, 1, rows, p, end, k, hp - p * panel, panel, false);
                     for (int64_t o = p; o < end; o++, dp += panel, hp += panel) {

@@ -85,7 +85,7 @@ void backward(Linear m, const T* grad, const T* x, const float* var, const float
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;
         const Operand<Unit> in(space, panels(m.C), BOTH), g(space, panels(m.E), BOTH);
         Scratch read(Unit::PAIRS ? space * m.e() : 0), h(STEP * panel), dx(space * m.c()), sums(m.e());
-        float* const grads = Unit::PAIRS ? (float*)read : g.left(0);
+        float* const grads = g.made(0, read);
         const Rows<T> pixels = up.pixels(m, x);
         for (int64_t first = chunks.begin; first < chunks.end; first += chunks.size) {
             const int64_t rows = least(chunks.size, chunks.end - first);

@@ -150,7 +150,7 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
                 int64_t end = least(p + STEP, last);
                 fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
                 fetch_part(out, s.N, m, rows, p / STEP, steps);
-                float* h = Unit::PAIRS ? (float*)branch1 : hidden.left(p - group);
+                float* h = hidden.made(p - group, branch1);
                 product<Unit>(&to_branch1, 1, rows, p, end, s.k(), h - p * panel, panel, false);
                 product<Unit>(&to_branch2, 1, rows, p, end, s.k(), branch2 - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++, h += panel)
@@ -208,9 +208,9 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                 fetch_part(grad.x, s.N, next, next_rows, p / STEP, steps);
                 fetch_part(grad.other, s.N, next, next_rows, p / STEP, steps);
                 fetch_part((const T*)gx, s.C, m, rows, p / STEP, steps);
-                float* hp = Unit::PAIRS ? (float*)made : star.left(0);
-                float* d1p = Unit::PAIRS ? made + aside : d1.left(p - group);
-                float* d2p = Unit::PAIRS ? made + 2 * aside : d2.left(p - group);
+                float* hp = star.made(0, made);
+                float* d1p = d1.made(p - group, made + aside);
+                float* d2p = d2.made(p - group, made + 2 * aside);
                 product<Unit>(&to_branch1, 1, rows, p, end, s.k(), d1p - p * panel, panel, false);
                 product<Unit>(&to_branch2, 1, rows, p, end, s.k(), d2p - p * panel, panel, false);
                 product<Unit>(&to_product, 1, rows, p, end, s.k(), hp - p * panel, panel, false);
