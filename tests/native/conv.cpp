@@ -31,8 +31,8 @@ static void run(Random& r) {
         expected[i] = act ? std::max(0.0, v) : v;
     }
     const int64_t sizes[] = {n, c, h, w, o, ho, wo, kh, kw, sy, sx, py, px};
-    Tensor packed(0, starshift_conv_packed(sizes)), out(dtype, expected.size());
-    starshift_conv_pack(sizes, weight.floats(), biased ? bias.floats() : nullptr, packed.floats());
+    Tensor packed(0, starshift_conv_packed_floats(dtype, sizes)), out(dtype, expected.size());
+    starshift_conv_pack_for(dtype, sizes, weight.floats(), biased ? bias.floats() : nullptr, packed.floats());
     starshift_conv_forward(dtype, threads, sizes, x.data, packed.floats(), act, out.data);
     check("output", out, expected, where);
 }

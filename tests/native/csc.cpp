@@ -12,8 +12,8 @@ extern "C" void starshift_csc_forward(MODULE, void*, float*, float*, float*, flo
 extern "C" void starshift_csc_backward(MODULE, const void*, const float*, const float*, const float*, void*, float*,
                                        float*, float*, float*, int64_t);
 
-extern "C" int64_t starshift_csc_packed(int64_t, int64_t);
-extern "C" void starshift_csc_pack(int64_t, int64_t, const float*, const float*, float*);
+extern "C" int64_t starshift_csc_packed_floats(int64_t, int64_t, int64_t);
+extern "C" void starshift_csc_pack_for(int64_t, int64_t, int64_t, const float*, const float*, float*);
 extern "C" void starshift_csc_folded(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const void*,
                                      const float*, const float*, const float*, const int64_t*, int64_t, int64_t, void*);
 
@@ -132,10 +132,10 @@ static void run_folded(Random& r) {
                         after_sum ? std::max(0.0, branch + other) : std::max(0.0, branch) + other;
                 }
     const int64_t first[] = {1, c, 1, 1, e, 1, 1, 1, 1, 1, 1, 0, 0}, side[] = {1, c, 1, 1, k, 1, 1, 1, 1, 1, 1, 0, 0};
-    Tensor p1(0, starshift_conv_packed(first)), p2(0, starshift_csc_packed(e, k)), ps(0, starshift_conv_packed(side)), out_(dtype, out.size());
-    starshift_conv_pack(first, w1.floats(), b1.floats(), p1.floats());
-    starshift_conv_pack(side, ws.floats(), bs.floats(), ps.floats());
-    starshift_csc_pack(e, k, w2.floats(), b2.floats(), p2.floats());
+    Tensor p1(0, starshift_conv_packed_floats(dtype, first)), p2(0, starshift_csc_packed_floats(dtype, e, k)), ps(0, starshift_conv_packed_floats(dtype, side)), out_(dtype, out.size());
+    starshift_conv_pack_for(dtype, first, w1.floats(), b1.floats(), p1.floats());
+    starshift_conv_pack_for(dtype, side, ws.floats(), bs.floats(), ps.floats());
+    starshift_csc_pack_for(dtype, e, k, w2.floats(), b2.floats(), p2.floats());
     starshift_csc_folded(dtype, threads, n, c, h, w, e, k, stride, x.data, p1.floats(), p2.floats(), projected ? ps.floats() : nullptr,
                          moves.offsets.data(), moves.runs(), after_sum, out_.data);
     check("output", out_, out, where);

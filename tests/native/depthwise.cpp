@@ -90,12 +90,12 @@ static void run(Random& r, bool large) {
     std::vector<double> sums_(2 * in.c), sums_in_(2 * in.c);
     const float* scale = plain_out ? nullptr : sample.floats();
     const int64_t threads = 2;
-    std::vector<float> packed(starshift_depthwise_packed(sizes));
-    starshift_depthwise_pack(sizes, weight.floats(), bias.floats(), packed.data());
+    std::vector<float> packed(starshift_depthwise_packed_floats(dtype, sizes));
+    starshift_depthwise_pack_for(dtype, sizes, weight.floats(), bias.floats(), packed.data());
     starshift_depthwise_forward(dtype, threads, sizes, ARGUMENTS(x), packed.data(), out_.data,
                                 plain_out ? nullptr : residual.data, scale, center.floats(), summed ? sums_.data() : nullptr);
     check("forward", out_, conv, where);
-    if (summed) check("sums", sums_, sums, 0, where);
+    if (summed) check("sums", sums_, sums, made_of(dtype), where);
     const int64_t which = r.below(3);  // both gradients, or one
     starshift_depthwise_backward(dtype, threads, sizes, ARGUMENTS(grad), ARGUMENTS(x), weight.floats(),
                                  which == 1 ? nullptr : gx_.data, plain_out ? nullptr : residual_in.data, scale,
@@ -103,9 +103,9 @@ static void run(Random& r, bool large) {
                                  summed && which != 1 ? sums_in_.data() : nullptr, which == 2 ? nullptr : gw_.floats(),
                                  which == 2 ? nullptr : gb_.floats());
     if (which != 1) check("input gradient", gx_, gx, where);
-    if (which != 1 && summed) check("input gradient's sums", sums_in_, sums_in, 0, where);
-    if (which != 2) check("weight gradient", gw_, gw, where);
-    if (which != 2) check("bias gradient", gb_, gb, where);
+    if (which != 1 && summed) check("input gradient's sums", sums_in_, sums_in, made_of(dtype), where);
+    if (which != 2) check("weight gradient", gw_, gw, made_of(dtype), where);
+    if (which != 2) check("bias gradient", gb_, gb, made_of(dtype), where);
 }
 
 int main(int, char** arguments) {

@@ -15,10 +15,10 @@ struct Space {
     std::vector<int64_t> offsets;
     Tensor packed;
 
-    Space(Random& r, int64_t n, int64_t c, int64_t h, int64_t w)
-        : n(n), c(c), h(h), w(w), kind(r.below(3)), k(r.of(KERNELS)), packed(0, starshift_depthwise_packed(sizes)) {
+    Space(Random& r, int64_t dtype, int64_t n, int64_t c, int64_t h, int64_t w)
+        : n(n), c(c), h(h), w(w), kind(r.below(3)), k(r.of(KERNELS)), packed(0, starshift_depthwise_packed_floats(dtype, sizes)) {
         const Tensor weight(0, c * k * k, r), bias(0, c, r);
-        starshift_depthwise_pack(sizes, weight.floats(), bias.floats(), packed.floats());
+        starshift_depthwise_pack_for(dtype, sizes, weight.floats(), bias.floats(), packed.floats());
         if (kind == 1) offsets = Moves(r, c, 2, c).offsets;
     }
     // `from` moved, and the residual added where there is one.
@@ -48,7 +48,7 @@ static void run(Random& r) {
     const int64_t scale = r.of(large), n = r.between(1, 5), c = r.of(channels), h = scale * r.between(1, 9), w = scale * r.between(1, 9);
     const int64_t k = r.of(hidden), dtype = r.below(3) == 0, threads = r.between(1, 3);
     const int64_t act = 5 * r.below(2), placement = r.below(3), size = n * c * h * w;
-    const Space before(r, n, c, h, w), after(r, n, c, h, w);
+    const Space before(r, dtype, n, c, h, w), after(r, dtype, n, c, h, w);
     char where[160];
     snprintf(where, sizeof where, "dtype %d, x %d %d %d %d, %d hidden, kinds %d %d, kernels %d %d, act %d, placement %d", (int)dtype,
              (int)n, (int)c, (int)h, (int)w, (int)k, (int)before.kind, (int)after.kind, (int)before.k, (int)after.k, (int)act,

@@ -115,11 +115,9 @@ def empty(*size: Any, **options: Any) -> Tensor:
     return torch.empty(*size, **{"dtype": torch.float32, "device": "cpu", **options})
 
 
-def float32_rows(*weights: Tensor | None) -> list[Tensor | None]:
-    """Weights as kernels read them: float32, row after row; None stays None."""
-    return [
-        w if w is None else (w.detach().flatten(1) if w.dim() > 1 else w.detach()).float().contiguous() for w in weights
-    ]
+def float32(*weights: Tensor | None) -> list[Tensor | None]:
+    """Weights as kernels read them: float32, contiguous; None stays None."""
+    return [w if w is None else w.detach().float().contiguous() for w in weights]
 
 
 def block_input(x: Tensor, channels: int, block: str) -> Tensor:

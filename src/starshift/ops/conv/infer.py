@@ -19,19 +19,20 @@ from starshift.ops.star.reference import ACTIVATION_CODES
 @cache
 def _functions() -> tuple[Any, Any, Any]:
     return (
-        _native.function("starshift_conv_packed", "a", counts=True),
-        _native.function("starshift_conv_pack", "appp"),
+        _native.function("starshift_conv_packed_floats", "ia", counts=True),
+        _native.function("starshift_conv_pack_for", "iappp"),
         _native.function("starshift_conv_forward", "iiappip"),
     )
 
 
-def pack(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Weight (Cout, C, kh, kw) and bias as the kernel reads them, whatever stride and padding are."""
+def pack(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Weight (Cout, C, kh, kw) and bias as the kernel reads them for tensors of ``dtype``, whatever stride and padding
+    are."""
     out_channels, channels, *kernel = weight.shape
-    sizes = (1, channels, 1, 1, out_channels, 1, 1, *kernel, 1, 1, 0, 0)
+    sizes = _native.DTYPES[dtype], (1, channels, 1, 1, out_channels, 1, 1, *kernel, 1, 1, 0, 0)
     count, run, _ = _functions()
-    packed = _native.empty(count(sizes))
-    run(sizes, *(None if w is None else w.detach().float().contiguous() for w in (weight, bias)), packed)
+    packed = _native.empty(count(*sizes))
+    run(*sizes, *_native.float32(weight, bias), packed)
     return packed
 
 
@@ -49,7 +50,7 @@ class Prepared:
     ) -> None:
         self.geometry = Geometry(stride, padding, (1, 1))
         self.shape, self.act = tuple(weight.shape), ACTIVATION_CODES[act]
-        self.packed = pack(weight, bias)
+        self.packed = {dtype: pack(dtype, weight, bias) for dtype in _native.DTYPES}
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), float32 or bfloat16.
@@ -62,9 +63,8 @@ class Prepared:
             raise StarshiftError(f"a convolution with weights {self.shape} cannot take an input of {tuple(x.shape)}")
         x = x.contiguous(memory_format=torch.channels_last)
         out = _native.empty((x.shape[0], self.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
-        _functions()[2](
-            *(_native.DTYPES[x.dtype], _native.threads(), self._sizes(x.shape, size), x, self.packed, self.act, out),
-        )
+        packed, sizes = self.packed[x.dtype], self._sizes(x.shape, size)
+        _functions()[2](_native.DTYPES[x.dtype], _native.threads(), sizes, x, packed, self.act, out)
         return out
 
     def _sizes(self, x: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:

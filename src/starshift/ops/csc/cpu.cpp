@@ -325,11 +325,13 @@ API void starshift_csc_backward(int64_t dtype, MODULE, const void* grad, const f
                  threads);
 }
 
-// How many floats starshift_csc_pack writes: of E middle channels to K.
-API int64_t starshift_csc_packed(int64_t E, int64_t K) { return packed_size({0, E, 0, 0, K, 1}); }
+// How many floats starshift_csc_pack_for writes: of E middle channels to K, for tensors of one dtype.
+API int64_t starshift_csc_packed_floats(int64_t dtype, int64_t E, int64_t K) {
+    return (dtype == 0 ? packed_size<Floats> : packed_size<UnitOf<bf16>>)({0, E, 0, 0, K, 1});
+}
 
-API void starshift_csc_pack(int64_t E, int64_t K, const float* w2, const float* b2, float* packed) {
-    pack_conv({0, E, 0, 0, K, 1}, w2, b2, packed);
+API void starshift_csc_pack_for(int64_t dtype, int64_t E, int64_t K, const float* w2, const float* b2, float* packed) {
+    (dtype == 0 ? pack_conv<Floats> : pack_conv<UnitOf<bf16>>)({0, E, 0, 0, K, 1}, w2, b2, packed);
 }
 
 // In inference, see folded.h.

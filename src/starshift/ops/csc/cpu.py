@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES, conv_layout, float32_rows
+from starshift.ops._native import DTYPES, conv_layout, float32
 from starshift.ops.csc import _csc, _csc_backward
 
 LAST = torch.channels_last
@@ -35,7 +35,7 @@ def _run(
     z = _native.empty((n, w2.shape[0], -(-h // stride), -(-w // stride)), dtype=x.dtype, memory_format=LAST)
     mean, var, x_mean, covariance = (_native.empty(size) for size in (w1.shape[0], w1.shape[0], c, (c, c)))
     _functions()[0](
-        *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *float32_rows(w1, weight, bias, w2)),
+        *(*_sizes(x, w1, w2, stride), x.contiguous(memory_format=LAST), *float32(w1, weight, bias, w2)),
         *(offsets, len(offsets) // 3, eps, z, mean, var, x_mean, covariance, _native.threads()),
     )
     return z.contiguous(memory_format=conv_layout(x, w1, w2)), mean, var, x_mean, covariance
@@ -67,7 +67,7 @@ def _run_backward(
     gw1, gw2 = _native.empty(w1.shape, memory_format=first), _native.empty(w2.shape, memory_format=second)
     gweight, gbias = _native.empty(weight.shape), _native.empty(bias.shape)
     _functions()[1](
-        *(*_sizes(x, w1, w2, stride), x, *float32_rows(w1, weight, bias, w2), offsets, len(offsets) // 3, eps),
+        *(*_sizes(x, w1, w2, stride), x, *float32(w1, weight, bias, w2), offsets, len(offsets) // 3, eps),
         *(grad, var, x_mean, covariance, gx, gw1, gweight, gbias, gw2, _native.threads()),
     )
     return (

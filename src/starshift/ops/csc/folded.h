@@ -8,8 +8,8 @@
 struct Folded {
     Shape second;              // of the shift and the second convolution, whose input has the middle channels
     int64_t C, dtype;
-    const float *w1, *w2;      // with their biases, by starshift_conv_pack and starshift_csc_pack
-    const float* shortcut;     // by starshift_conv_pack; null: the shortcut is x
+    const float *w1, *w2;      // with their biases, by starshift_conv_pack_for and starshift_csc_pack_for
+    const float* shortcut;     // by starshift_conv_pack_for; null: the shortcut is x
     const int64_t* offsets;
     int64_t runs;
     bool after_sum;            // the second ReLU
@@ -60,7 +60,7 @@ void run_folded(const Folded& f, const T* x, T* out) {
         }
         Shape some = s;
         some.N = count;
-        conv_packed(some, f.offsets, f.runs, h, f.w2, f.threads,
+        conv_packed<UnitOf<T>>(some, f.offsets, f.runs, h, f.w2, f.threads,
                     [&](const float* panels, int64_t space, int64_t first, int64_t rows) {
                         add_shortcut(panels, space, first, rows, s.K, f.after_sum, other, to);
                     });

@@ -17,8 +17,8 @@ from starshift.ops.shift.offsets import Offsets, flatten
 @cache
 def _functions() -> tuple[Any, Any, Any]:
     return (
-        _native.function("starshift_csc_packed", "ii", counts=True),
-        _native.function("starshift_csc_pack", "iippp"),
+        _native.function("starshift_csc_packed_floats", "iii", counts=True),
+        _native.function("starshift_csc_pack_for", "iiippp"),
         _native.function("starshift_csc_folded", "iiiiiiiii" + "pppp" + "aiip"),
     )
 
@@ -46,11 +46,20 @@ class Prepared:
         self.middle, self.channels = first[0].shape[:2]
         self.out_channels, self.stride = second[0].shape[0], stride
         self.offsets, self.runs, self.after_sum = _native.array(flatten(offsets)), len(offsets), int(after_sum)
-        self.first = conv.pack(*first)
-        self.shortcut = None if shortcut is None else conv.pack(*shortcut)
+        self.packed = {dtype: self._pack(dtype, first, second, shortcut) for dtype in _native.DTYPES}
+
+    def _pack(
+        self,
+        dtype: torch.dtype,
+        first: tuple[Tensor, Tensor | None],
+        second: tuple[Tensor, Tensor | None],
+        shortcut: tuple[Tensor, Tensor | None] | None,
+    ) -> tuple[Tensor | None, ...]:
         count, pack, _ = _functions()
-        self.second = _native.empty(count(self.middle, self.out_channels))
-        pack(self.middle, self.out_channels, *_native.float32_rows(*second), self.second)
+        sizes = _native.DTYPES[dtype], self.middle, self.out_channels
+        packed = _native.empty(count(*sizes))
+        pack(*sizes, *_native.float32(*second), packed)
+        return conv.pack(dtype, *first), packed, None if shortcut is None else conv.pack(dtype, *shortcut)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), float32 or bfloat16.
@@ -64,6 +73,6 @@ class Prepared:
         out = _native.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
         _functions()[2](
             *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.middle, self.out_channels, self.stride, x),
-            *(self.first, self.second, self.shortcut, self.offsets, self.runs, self.after_sum, out),
+            *(*self.packed[x.dtype], self.offsets, self.runs, self.after_sum, out),
         )
         return out

@@ -4,7 +4,7 @@
 // The unit of work is a band of rows of one image for a chunk of channels. A chunk is read and written in place where
 // nothing but float32 in whole vectors is asked for; else it is one tile wide.
 #include "calls.h"
-#include "passes.h"
+#include "pairs.h"
 #include "scratch.h"
 
 namespace depthwise {
@@ -59,6 +59,18 @@ struct Plan {
 template <class T>
 constexpr bool is_float = std::is_same<T, float>::value;
 
+// For tensors stored as T.
+template <class T>
+static const Passes& passes_for(const Geometry& g) {
+    const Passes& passes = passes_of(g);
+#ifdef HAS_PAIRS
+    if (!is_float<T> && &passes == &Walk<3, 1>::passes) return PairWalk<3>::passes;
+    if (!is_float<T> && &passes == &Walk<5, 1>::passes) return PairWalk<5>::passes;
+    if (!is_float<T> && &passes == &Walk<7, 1>::passes) return PairWalk<7>::passes;
+#endif
+    return passes;
+}
+
 // Rows of a source for a unit: the tensor where it can be read as it is, or a tile filled with them. `view` gives one
 // vector of channels.
 template <class T>
@@ -66,11 +78,18 @@ struct Rows {
     View first;
     int64_t row, step;  // row of the image with which the view begins; floats from a vector of channels to the next
 
-    Rows(const Source<T>& s, const Unit& u, Span rows, float* tile) {
+    // pairs: of rows, the first of which is even if `odd` is 0.
+    Rows(const Source<T>& s, const Unit& u, Span rows, bool pairs, int64_t odd, float* tile) {
         if (is_float<T> && s.plain() && u.channels % VL == 0) {
             const int64_t at = u.sample * s.height * s.width * s.channels + u.c;
             first = {(const float*)s.tensor + at, s.width * s.channels, s.channels, s.height, s.width};
             row = 0;
+#ifdef HAS_PAIRS
+        } else if (pairs) {
+            row = rows.begin - ((rows.begin - odd) & 1);
+            first = {tile, s.width * VL, VL, (rows.end - row + 1) / 2, s.width};
+            if constexpr (!is_float<T>) fill_pairs(s, u.sample, u.c, rows, row, tile);
+#endif
         } else {
             const int64_t vectors = vectors_of(u.channels), pixel = vectors * VL;
             fill(s, u.sample, u.c, rows, vectors, tile);
@@ -95,8 +114,8 @@ static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group,
             const int64_t c = u.c + v * VL;
             Target to = {patch, o.width * VL, VL};
             if (direct)
-                to = {(float*)o.data + (u.sample * o.height + rows.begin) * o.width * o.channels + c,
-                      o.width * o.channels, o.channels};
+                to = {(float*)(o.data + (u.sample * o.height + rows.begin) * o.width * o.channels + c),
+                      o.width * o.channels, o.channels, !is_float<T>};
             const int64_t next = c % BLOCK == 0 ? BLOCK : 0;  // the next line of the same pixel
             pass(v, rows, to, {u.in_place ? next : 0, direct ? next : 0});
             if (!direct) finish(o, u.sample, c, rows, to);
@@ -104,24 +123,30 @@ static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group,
     }
 }
 
-// One vector's weights after another: (vectors, taps + 1, VL), the last of them the bias.
-static void pack(const Geometry& g, const float* weight, const float* bias, bool flipped, float* to) {
-    const int64_t taps = g.taps(), size = vectors_of(g.channels) * (taps + 1) * VL;
-    memset(to, 0, size * sizeof(float));
-    for (int64_t c = 0; c < g.channels; c++) {
-        float* vector = to + c / VL * (taps + 1) * VL + c % VL;
-        for (int64_t t = 0; t < taps; t++) vector[(flipped ? taps - 1 - t : t) * VL] = weight[c * taps + t];
-        if (bias) vector[taps * VL] = bias[c];
+// One vector's weights after another: (taps + 1, VL), the last of them the bias; of pairs what pack_pairs makes of these.
+static void pack(const Geometry& g, const Passes& passes, const float* weight, const float* bias, bool flipped, float* to) {
+    const int64_t taps = g.taps(), size = (taps + 1) * VL;
+    Scratch one(passes.pairs ? size : 0);
+    for (int64_t v = 0; v < vectors_of(g.channels); v++, to += passes.per_vector(g)) {
+        float* vector = passes.pairs ? one : to;
+        memset(vector, 0, size * sizeof(float));
+        for (int64_t c = v * VL; c < least(g.channels, (v + 1) * VL); c++) {
+            for (int64_t t = 0; t < taps; t++) vector[(flipped ? taps - 1 - t : t) * VL + c % VL] = weight[c * taps + t];
+            if (bias) vector[taps * VL + c % VL] = bias[c];
+        }
+#ifdef HAS_PAIRS
+        if (passes.pairs) pack_pairs(g.taps_x, vector, to);
+#endif
     }
 }
 
 template <class T>
 static void forward(const Geometry& g, int64_t threads, const Source<T>& x, const float* packed, const Output<T>& out) {
-    const Passes& passes = passes_of(g);
-    const bool direct = is_float<T> && x.plain(), direct_out = is_float<T> && out.plain();
+    const Passes& passes = passes_for<T>(g);
+    const bool direct = is_float<T> && x.plain(), direct_out = (is_float<T> || passes.pairs) && out.plain();
     const Plan plan(g, passes, direct, 2, threads);
     threads = most(least(threads, plan.units), 1);
-    const int64_t n_sums = out.sums ? 2 * g.channels : 0, per_vector = (g.taps() + 1) * VL;
+    const int64_t n_sums = out.sums ? 2 * g.channels : 0, per_vector = passes.per_vector(g);
     Scratch sums(2 * threads * n_sums);
     double* const thread_sums = (double*)(float*)sums;
     if (n_sums) memset(thread_sums, 0, threads * n_sums * sizeof(double));
@@ -137,7 +162,7 @@ static void forward(const Geometry& g, int64_t threads, const Source<T>& x, cons
             const Unit u = plan.unit(i);
             const Span y = part(g.out_height, u.band, plan.bands, passes.rows);
             if (!y.size()) continue;
-            const Rows<T> in(x, u, g.read_by(y), tile);
+            const Rows<T> in(x, u, g.read_by(y), passes.pairs, g.padding_y & 1, tile);
             const bool in_place = direct_out && u.channels % VL == 0;
             write_rows(mine, u, y, passes.rows, in_place, patch, [&](int64_t v, Span group, const Target& to, Ahead ahead) {
                 passes.convolve(g, in.view(v), in.row, group, packed + (u.c / VL + v) * per_vector, to, ahead);
@@ -157,18 +182,18 @@ struct Gradients {
 
 template <class T>
 static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) {
-    const Passes& passes = passes_of(g);
+    const Passes& passes = passes_for<T>(g);
     const bool plain = b.grad.plain() && (!b.gw || b.x.plain());
-    const bool direct = is_float<T> && plain, direct_out = is_float<T> && b.out.plain();
+    const bool direct = is_float<T> && plain, direct_out = (is_float<T> || passes.pairs) && b.out.plain();
     const Plan plan(g, passes, direct, b.out.data && b.gw ? 3 : 2, threads);
     threads = most(least(threads, plan.units), 1);
     const int64_t n_sums = b.out.sums ? 2 * g.channels : 0, per_vector = (g.taps() + 1) * VL;
-    const int64_t n_weights = vectors_of(g.channels) * per_vector, n_gw = b.gw ? n_weights : 0;
-    Scratch sums(2 * threads * n_sums), packed(n_weights), weight_sums(threads * n_gw);
+    const int64_t n_gw = b.gw ? vectors_of(g.channels) * per_vector : 0, per_packed = passes.per_vector(g);
+    Scratch sums(2 * threads * n_sums), packed(vectors_of(g.channels) * per_packed), weight_sums(threads * n_gw);
     double* const thread_sums = (double*)(float*)sums;
     if (n_sums) memset(thread_sums, 0, threads * n_sums * sizeof(double));
     if (n_gw) memset(weight_sums, 0, threads * n_gw * sizeof(float));
-    if (b.out.data) pack(g, b.weight, nullptr, false, packed);
+    if (b.out.data) pack(g, passes, b.weight, nullptr, false, packed);
     // The bands of output rows whose weight gradient, and of input rows whose gradient, a unit computes.
     const int64_t unit_rows = passes.rows * g.stride_y;
     auto out_rows = [&](int64_t band) { return b.gw ? part(g.out_height, band, plan.bands, passes.rows) : Span{0, 0}; };
@@ -193,15 +218,15 @@ static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) 
         for (int64_t i = range.begin; i < range.end; i++) {
             const Unit u = plan.unit(i);
             const Span o = out_rows(u.band), y = in_rows(u.band);
-            const Rows<T> grad(b.grad, u, grad_rows(o, y), grad_tile);
+            const Rows<T> grad(b.grad, u, grad_rows(o, y), passes.pairs, g.padding_y & 1, grad_tile);
             if (y.size())
                 write_rows(mine, u, y, passes.rows, direct_out && u.channels % VL == 0, patch,
                            [&](int64_t v, Span group, const Target& to, Ahead ahead) {
                                passes.transpose(g, grad.view(v), grad.row, group,
-                                                packed + (u.c / VL + v) * per_vector, to, ahead);
+                                                packed + (u.c / VL + v) * per_packed, to, ahead);
                            });
             if (!o.size()) continue;
-            const Rows<T> x(b.x, u, g.read_by(o), x_tile);
+            const Rows<T> x(b.x, u, g.read_by(o), passes.pairs, g.padding_y & 1, x_tile);
             for (int64_t v = 0; v < vectors_of(u.channels); v++)
                 passes.sum(g, grad.view(v), grad.row, o, x.view(v), x.row,
                            weight_sums + thread * n_gw + (u.c / VL + v) * per_vector,
@@ -233,18 +258,24 @@ using namespace depthwise;
 // sizes: N, C, H, W, Hout, Wout, then kernel, stride, padding and dilation, each vertical first. dtype: 0 float32,
 // 1 bfloat16, of all tensors; weights, their gradients, and what has a value a channel or a sample, are float32.
 
-// How many floats starshift_depthwise_pack writes.
-API int64_t starshift_depthwise_packed(const int64_t* sizes) {
-    const Geometry g = geometry(sizes);
-    return vectors_of(g.channels) * (g.taps() + 1) * VL;
+static const Passes& passes_of(int64_t dtype, const Geometry& g) {
+    return dtype == 0 ? passes_for<float>(g) : passes_for<bf16>(g);
 }
 
-API void starshift_depthwise_pack(const int64_t* sizes, const float* weight, const float* bias, float* packed) {
+// How many floats starshift_depthwise_pack_for writes.
+API int64_t starshift_depthwise_packed_floats(int64_t dtype, const int64_t* sizes) {
     const Geometry g = geometry(sizes);
-    pack(g, weight, bias, passes_of(g).flipped, packed);
+    return vectors_of(g.channels) * passes_of(dtype, g).per_vector(g);
 }
 
-// packed: by starshift_depthwise_pack.
+API void starshift_depthwise_pack_for(int64_t dtype, const int64_t* sizes, const float* weight, const float* bias,
+                                      float* packed) {
+    const Geometry g = geometry(sizes);
+    const Passes& passes = passes_of(dtype, g);
+    pack(g, passes, weight, bias, passes.flipped, packed);
+}
+
+// packed: by starshift_depthwise_pack_for.
 API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64_t* sizes, SOURCE(x),
                                      const float* packed, void* out, const void* residual,
                                      const float* out_scale, const float* center, double* sums) {

@@ -36,12 +36,12 @@ class Geometry(NamedTuple):
         return height, width
 
 
-def pack(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The weights as :func:`forward` reads them: for many calls with the same."""
-    sizes = _sizes((1, weight.shape[0], 1, 1), (0, 0, 0, 0), weight, geometry)
+def pack(dtype: torch.dtype, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The weights as :func:`forward` reads them for tensors of ``dtype``: for many calls with the same."""
+    sizes = _native.DTYPES[dtype], _sizes((1, weight.shape[0], 1, 1), (0, 0, 0, 0), weight, geometry)
     count, run = _packing
-    packed = _native.empty(count(sizes))
-    run(sizes, _float(weight), None if bias is None else _float(bias), packed)
+    packed = _native.empty(count(*sizes))
+    run(*sizes, *_native.float32(weight, bias), packed)
     return packed
 
 
@@ -76,7 +76,7 @@ def forward(
         _native.threads(),
         _sizes(x.tensor.shape, out.shape, weight, geometry),
         *x.arguments(),
-        pack(weight, bias, geometry) if packed is None else packed,
+        pack(out.dtype, weight, bias, geometry) if packed is None else packed,
         out,
         residual,
         sample_scale,
@@ -115,7 +115,7 @@ def backward(
         _sizes(gx.shape, grad.tensor.shape, weight, geometry),
         *grad.arguments(),
         *x.arguments(),
-        _float(weight),
+        *_native.float32(weight),
         gx,
         residual,
         None,
@@ -126,10 +126,6 @@ def backward(
         gb,
     )
     return gx, gw, gb, sums
-
-
-def _float(weight: Tensor) -> Tensor:
-    return weight.float().contiguous()
 
 
 def _sizes(x: Sequence[int], out: Sequence[int], weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
@@ -210,8 +206,8 @@ def _run_backward(
 if _native.available():
     _SOURCE = "pppppp"
     _packing = (
-        _native.function("starshift_depthwise_packed", "a", counts=True),
-        _native.function("starshift_depthwise_pack", "appp"),
+        _native.function("starshift_depthwise_packed_floats", "ia", counts=True),
+        _native.function("starshift_depthwise_pack_for", "iappp"),
     )
     _forward = _native.function("starshift_depthwise_forward", "iia" + _SOURCE + "pppppp")
     _backward = _native.function("starshift_depthwise_backward", "iia" + 2 * _SOURCE + "ppppppppp")

@@ -10,6 +10,7 @@ namespace depthwise {
 struct Target {
     float* data;
     int64_t row, column;
+    bool narrow = false;  // it is bfloat16 that is written, as pairs.h can
 };
 
 template <class T>

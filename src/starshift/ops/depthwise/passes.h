@@ -27,16 +27,69 @@ struct Ahead {
     int64_t from, to;
 };
 
-// A view's rows begin at row `first` of the image. weights: (taps_y, taps_x, VL) and the bias (VL).
+// A view's rows begin at row `first` of the image. weights: (taps_y, taps_x, VL) and the bias (VL), or by pack_pairs.
 struct Passes {
     int64_t rows;  // at most, of `convolve` and `transpose`
     bool flipped;  // `convolve` takes its weights in reverse
     void (*convolve)(const Geometry&, const View& x, int64_t first, Span y, const float* weights, const Target&, Ahead);
     void (*transpose)(const Geometry&, const View& grad, int64_t first, Span y, const float* weights, const Target&, Ahead);
     void (*sum)(const Geometry&, const View& grad, int64_t grad_first, Span y, const View& x, int64_t x_first, float* to, int64_t ahead);
+    bool pairs = false;  // tiles and weights are those of pairs.h
+
+    int64_t per_vector(const Geometry& g) const { return (g.taps() + (pairs ? g.taps_x : 0) + 1) * VL; }  // of weights
 };
 
 alignas(64) static const float ZERO[VL] = {};
+
+// Outputs o whose tap at `offset` meets a column of the input.
+inline Span meeting(const Geometry& g, int64_t offset) {
+    return clip({ceil_div(-offset, g.stride_x), ceil_div(g.width - offset, g.stride_x)}, g.out_width);
+}
+
+// The gradients of weights and bias, term by term. grad(row, column) and x(row, column): of the image.
+template <class Grad, class X>
+static void sum_each(const Geometry& g, Span y, float* to, const Grad& grad, const X& x) {
+    for (int64_t ky = 0; ky < g.taps_y; ky++)
+        for (int64_t kx = 0; kx < g.taps_x; kx++, to += VL) {
+            const int64_t offset = kx * g.dilation_x - g.padding_x;
+            const Span at = meeting(g, offset);
+            vf sum = {};
+            for (int64_t o_y = y.begin; o_y < y.end; o_y++) {
+                const int64_t row = o_y * g.stride_y - g.padding_y + ky * g.dilation_y;
+                if (row < 0 || row >= g.height) continue;
+                for (int64_t o = at.begin; o < at.end; o++) sum += grad(o_y, o) * x(row, o * g.stride_x + offset);
+            }
+            store(to, load(to) + sum);
+        }
+    vf total = {};
+    for (int64_t o_y = y.begin; o_y < y.end; o_y++)
+        for (int64_t o = 0; o < g.out_width; o++) total += grad(o_y, o);
+    store(to, load(to) + total);
+}
+
+static void sum_any(const Geometry& g, const View& grad, int64_t grad_first, Span y, const View& x, int64_t x_first,
+                    float* to, int64_t) {
+    sum_each(g, y, to, [&](int64_t row, int64_t column) __attribute__((always_inline)) {
+        return load(grad.data + (row - grad_first) * grad.row + column * grad.column);
+    }, [&](int64_t row, int64_t column) __attribute__((always_inline)) {
+        return load(x.data + (row - x_first) * x.row + column * x.column);
+    });
+}
+
+// The fast passes also multiply by the zeros that stand for outputs beside the image. Where that made something that is
+// not finite, they are taken back, and the terms that there are summed alone.
+template <int K, class Fast, class Exact>
+static void sum_finite(float* to, const Fast& fast, const Exact& exact) {
+    constexpr int VALUES = K * K + 1;
+    alignas(64) float before[VALUES * VL];
+    memcpy(before, to, sizeof before);
+    fast();
+    vf nothing = {};
+    for (int i = 0; i < VALUES; i++) nothing += load(to + i * VL) - load(to + i * VL);
+    if (sum(nothing) == 0) return;
+    memcpy(to, before, sizeof before);
+    exact();
+}
 
 template <int K, int S, int R>
 static void transpose_group(const View& grad, int64_t q, int64_t padding, int64_t columns, const float* weights,
@@ -100,19 +153,17 @@ struct Walk {
                     float* to, int64_t ahead) {
         const Span rows = {y.begin - grad_first, y.end - grad_first};
         const int64_t lead = g.padding_y - grad_first * S + x_first;
-        int ky = 0;
-        for (; ky + KY <= K; ky += KY) sum_taps<K, S, KY>(grad, rows, x, lead, g.padding_x, ky, to, ky ? 0 : ahead);
-        if (K % KY) sum_taps<K, S, K % KY ? K % KY : 1>(grad, rows, x, lead, g.padding_x, ky, to, 0);
-        if (KY < K) sum_pixels(grad, rows, to + K * K * VL);
+        sum_finite<K>(to, [&] {
+            int ky = 0;
+            for (; ky + KY <= K; ky += KY) sum_taps<K, S, KY>(grad, rows, x, lead, g.padding_x, ky, to, ky ? 0 : ahead);
+            if (K % KY) sum_taps<K, S, K % KY ? K % KY : 1>(grad, rows, x, lead, g.padding_x, ky, to, 0);
+            if (KY < K) sum_pixels(grad, rows, to + K * K * VL);
+        }, [&] { sum_any(g, grad, grad_first, y, x, x_first, to, 0); });
     }
     static constexpr Passes passes = {R, S == 1, convolve, transpose, sum};
 };
 
-// Any geometry: one row, and one tap, at a time. Outputs o whose tap at `offset` meets a column of the input.
-inline Span meeting(const Geometry& g, int64_t offset) {
-    return clip({ceil_div(-offset, g.stride_x), ceil_div(g.width - offset, g.stride_x)}, g.out_width);
-}
-
+// Any geometry: one row, and one tap, at a time.
 static void convolve_any(const Geometry& g, const View& x, int64_t first, Span y, const float* weights, const Target& to,
                          Ahead) {
     for (int64_t o = 0; o < g.out_width; o++) store(to.data + o * to.column, load(weights + g.taps() * VL));
@@ -147,26 +198,6 @@ static void transpose_any(const Geometry& g, const View& grad, int64_t first, Sp
             }
         }
     }
-}
-
-static void sum_any(const Geometry& g, const View& grad, int64_t grad_first, Span y, const View& x, int64_t x_first,
-                    float* to, int64_t) {
-    for (int64_t ky = 0; ky < g.taps_y; ky++)
-        for (int64_t kx = 0; kx < g.taps_x; kx++, to += VL) {
-            const int64_t offset = kx * g.dilation_x - g.padding_x;
-            const Span at = meeting(g, offset);
-            vf sum = {};
-            for (int64_t o_y = y.begin; o_y < y.end; o_y++) {
-                const int64_t row = o_y * g.stride_y - g.padding_y + ky * g.dilation_y - x_first;
-                if (row < 0 || row >= x.height) continue;
-                const float* p = grad.data + (o_y - grad_first) * grad.row;
-                for (int64_t o = at.begin; o < at.end; o++)
-                    sum += load(p + o * grad.column) *
-                           load(x.data + row * x.row + (o * g.stride_x + offset) * x.column);
-            }
-            store(to, load(to) + sum);
-        }
-    sum_pixels(grad, {y.begin - grad_first, y.end - grad_first}, to);
 }
 
 static const Passes ANY = {1, false, convolve_any, transpose_any, sum_any};

@@ -11,9 +11,10 @@
 #define PLAIN(name) name, nullptr, nullptr, nullptr, nullptr, nullptr
 
 // sizes: N, C, H, W, Hout, Wout, then kernel, stride, padding and dilation, each vertical first. packed: what
-// starshift_depthwise_pack made of weights (C, kernel) and bias, so many floats.
-API int64_t starshift_depthwise_packed(const int64_t* sizes);
-API void starshift_depthwise_pack(const int64_t* sizes, const float* weight, const float* bias, float* packed);
+// starshift_depthwise_pack_for made of weights (C, kernel) and bias for tensors of one dtype, so many floats.
+API int64_t starshift_depthwise_packed_floats(int64_t dtype, const int64_t* sizes);
+API void starshift_depthwise_pack_for(int64_t dtype, const int64_t* sizes, const float* weight, const float* bias,
+                                      float* packed);
 API void starshift_depthwise_forward(int64_t dtype, int64_t threads, const int64_t* sizes, SOURCE(x),
                                      const float* packed, void* out, const void* residual, const float* out_scale,
                                      const float* center, double* sums);
@@ -32,7 +33,8 @@ API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, in
                            const int64_t* offsets, int64_t runs, void* out, int64_t threads);
 
 // A dense convolution, bias and activation. sizes: N, C, H, W, K, Hout, Wout, then kernel, stride and padding.
-API int64_t starshift_conv_packed(const int64_t* sizes);
-API void starshift_conv_pack(const int64_t* sizes, const float* weight, const float* bias, float* packed);
+// packed: by starshift_conv_pack_for, of weight (K, C, kh, kw) and bias for tensors of one dtype.
+API int64_t starshift_conv_packed_floats(int64_t dtype, const int64_t* sizes);
+API void starshift_conv_pack_for(int64_t dtype, const int64_t* sizes, const float* weight, const float* bias, float* packed);
 API void starshift_conv_forward(int64_t dtype, int64_t threads, const int64_t* sizes, const void* x,
                                 const float* packed, int64_t act, void* out);

@@ -45,6 +45,9 @@ INLINE vf broadcast(float a) { return a - (vf){}; }
 INLINE vf load(const float* p) { return *(const vf_unaligned*)p; }
 INLINE vf load(const bf16* p) { return (vf)(__builtin_convertvector((vh)(*(const vh_unaligned*)p), vu) << 16); }
 INLINE void store(float* p, vf a) { *(vf_unaligned*)p = a; }
+#if VL == 16 && defined(__AVX512BF16__)
+INLINE void store(bf16* p, vf a) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)a)); }
+#else
 INLINE void store(bf16* p, vf a) {  // to nearest, ties to even; NaN stays NaN
     vu u = (vu)a;
     vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -52,6 +55,7 @@ INLINE void store(bf16* p, vf a) {  // to nearest, ties to even; NaN stays NaN
     rounded = (nan & ((u >> 16) | 0x40)) | (~nan & rounded);
     *(vh_unaligned*)p = __builtin_convertvector(rounded, vh);
 }
+#endif
 
 INLINE float load1(const float* p) { return *p; }
 INLINE float load1(const bf16* p) {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from starshift.ops import _native, pointwise
-from starshift.ops._native import conv_layout, float32_rows
+from starshift.ops._native import conv_layout, float32
 from starshift.ops.pointwise import reference
 from starshift.ops.star.reference import ACTIVATION_CODES
 
@@ -60,7 +60,7 @@ if _native.available():
         rows = _rows(x, weight)
         out = x.new_empty(rows.shape[0], weight.shape[0])
         sizes = (_native.DTYPES[x.dtype], *rows.shape, weight.shape[0])
-        _conv_forward(*sizes, rows, *float32_rows(weight, bias), out, _native.threads())
+        _conv_forward(*sizes, rows, *float32(weight, bias), out, _native.threads())
         return _like(out, x, weight)
 
     def run_conv_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,14 +73,14 @@ if _native.available():
             _native.empty(weight.shape[0]),
         )
         sizes = (_native.DTYPES[x.dtype], *rows.shape, weight.shape[0])
-        _conv_backward(*sizes, grads, rows, *float32_rows(weight), out, weight_grad, bias_grad, _native.threads())
+        _conv_backward(*sizes, grads, rows, *float32(weight), out, weight_grad, bias_grad, _native.threads())
         return _like(out, x, weight), weight_grad.view_as(weight).to(weight.dtype), bias_grad.to(weight.dtype)
 
     def run_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str) -> Tensor:
         rows = _rows(x, w1)
         out = x.new_empty(rows.shape[0], w2.shape[0])
         _mlp_forward(
-            *_sizes(rows, w1, w2), rows, *float32_rows(w1, b1, w2, b2), ACTIVATION_CODES[act], out, _native.threads()
+            *_sizes(rows, w1, w2), rows, *float32(w1, b1, w2, b2), ACTIVATION_CODES[act], out, _native.threads()
         )
         return _like(out, x, w2)
 
@@ -92,7 +92,7 @@ if _native.available():
         w1_grad, w2_grad = _native.empty(_matrix(w1).shape), _native.empty(_matrix(w2).shape)
         b1_grad, b2_grad = _native.empty(w1.shape[0]), _native.empty(w2.shape[0])
         _mlp_backward(
-            *(*_sizes(rows, w1, w2), grads, rows, *float32_rows(w1, b1, w2), ACTIVATION_CODES[act]),
+            *(*_sizes(rows, w1, w2), grads, rows, *float32(w1, b1, w2), ACTIVATION_CODES[act]),
             *(out, w1_grad, b1_grad, w2_grad, b2_grad, _native.threads()),
         )
         grads1 = w1_grad.view_as(w1).to(w1.dtype), b1_grad.to(w1.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES, conv_layout, float32_rows
+from starshift.ops._native import DTYPES, conv_layout, float32
 from starshift.ops.pointwise_norm import _pointwise_norm_act, _pointwise_norm_act_backward
 from starshift.ops.star.reference import ACTIVATION_CODES
 
@@ -34,7 +34,7 @@ def _run(x: Tensor, w: Tensor, weight: Tensor, bias: Tensor, eps: float, act: st
     y = _native.empty((n, w.shape[0], height, width), dtype=x.dtype, memory_format=LAST)
     mean, var, x_mean, covariance = (_native.empty(size) for size in (w.shape[0], w.shape[0], c, (c, c)))
     _functions()[0](
-        *(*_sizes(x, w), x.contiguous(memory_format=LAST), *float32_rows(w, weight, bias), eps, ACTIVATION_CODES[act]),
+        *(*_sizes(x, w), x.contiguous(memory_format=LAST), *float32(w, weight, bias), eps, ACTIVATION_CODES[act]),
         *(y, mean, var, x_mean, covariance, _native.threads()),
     )
     return y.contiguous(memory_format=conv_layout(x, w)), mean, var, x_mean, covariance
@@ -63,7 +63,7 @@ def _run_backward(
     gw = _native.empty(w.shape)
     gweight, gbias = _native.empty(weight.shape), _native.empty(bias.shape)
     _functions()[1](
-        *(*_sizes(x, w), grad, x, *float32_rows(w, weight, bias), eps, ACTIVATION_CODES[act]),
+        *(*_sizes(x, w), grad, x, *float32(w, weight, bias), eps, ACTIVATION_CODES[act]),
         *(var, x_mean, covariance, gx, gw, gweight, gbias, _native.threads()),
     )
     gw = gw.contiguous(memory_format=layout)

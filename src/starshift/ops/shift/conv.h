@@ -7,28 +7,30 @@
 constexpr int64_t CHANNELS = 8 * PANEL;  // of the input at a time
 
 // Weights (K, C) as conv_packed reads them, then the bias (null: zeros).
-inline int64_t packed_size(const Shape& s) { return s.k() * (s.C + 1); }
+template <class Unit = Floats>
+inline int64_t packed_size(const Shape& s) { return s.k() * (words<Unit>(s.C) + 1); }
 
+template <class Unit = Floats>
 inline void pack_conv(const Shape& s, const float* w, const float* bias, float* to) {
     for (int64_t c0 = 0; c0 < s.C; c0 += CHANNELS) {
         const int64_t n = least(CHANNELS, s.C - c0);
-        for (int64_t k = 0; k < s.k(); k++)
-            for (int64_t c = 0; c < n; c++)
-                to[c0 * s.k() + (k / PANEL * n + c) * PANEL + k % PANEL] = k < s.K ? w[k * s.C + c0 + c] : 0;
+        pack_panels<Unit>(w + c0, s.C, 1, n, s.K, n, to + words<Unit>(c0) * s.k(), 0, 1);
     }
-    copy_padded(bias, s.K, s.k(), to + s.C * s.k());
+    copy_padded(bias, s.K, s.k(), to + words<Unit>(s.C) * s.k());
 }
 
 // finish(result, space, first, rows): panels of `space` lines, so many rows (pixels) of the result from `first` on.
-template <class T, class F>
+template <class Unit = Floats, class T, class F>
 void conv_packed(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* packed,
                  int64_t threads, const F& finish) {
     Table<vi> table(offsets, runs, s.C, 1, false);
-    const float* biases = packed + s.C * s.k();
+    const float* biases = packed + words<Unit>(s.C) * s.k();
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range share_of_rows = share(s.N * s.Ho(), thread, of);
         int64_t space = s.space(), panel = space * PANEL;
-        Scratch in(space * least(CHANNELS, s.c())), result(space * s.k());
+        const int64_t most_panels = panels(least(CHANNELS, s.C));
+        const Operand<Unit> left(space, most_panels, LEFT);
+        Scratch in(Unit::PAIRS ? panel * most_panels : 0), result(space * s.k());
         for (int64_t r = share_of_rows.begin; r < share_of_rows.end; r += s.chunk()) {
             int64_t last = least(r + s.chunk(), share_of_rows.end);
             for (int64_t p = 0; p < panels(s.K); p++)
@@ -37,9 +39,12 @@ void conv_packed(const Shape& s, const int64_t* offsets, int64_t runs, const T* 
                         store(result + p * panel + i + v * VL, load(biases + p * PANEL + v * VL));
             for (int64_t c0 = 0; c0 < s.C; c0 += CHANNELS) {
                 int64_t n = least(CHANNELS, s.C - c0);
-                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, in);
-                Term term{in, panel, packed + c0 * s.k(), n};
-                product(&term, 1, (last - r) * s.Wo(), 0, panels(s.K), s.K, result, panel, true);
+                const int64_t rows = (last - r) * s.Wo();
+                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, left.made(0, in));
+                for (int64_t p = 0; Unit::PAIRS && p < panels(n); p++)
+                    panel_to<Unit>(in + p * panel, rows, left.left(p), nullptr);
+                Term term{left.left(0), left.panel, packed + words<Unit>(c0) * s.k(), words<Unit>(n)};
+                product<Unit>(&term, 1, rows, 0, panels(s.K), s.K, result, panel, true);
             }
             finish(result, space, r * s.Wo(), (last - r) * s.Wo());
         }
@@ -49,9 +54,10 @@ void conv_packed(const Shape& s, const int64_t* offsets, int64_t runs, const T* 
 template <class T>
 void conv_forward(const Shape& s, const int64_t* offsets, int64_t runs, const T* x, const float* w, const float* bias,
                   T* out, int64_t threads) {
-    Scratch packed(packed_size(s));
-    pack_conv(s, w, bias, packed);
-    conv_packed(s, offsets, runs, x, packed, threads, [&](const float* result, int64_t space, int64_t first, int64_t rows) {
+    using Unit = UnitOf<T>;
+    Scratch packed(packed_size<Unit>(s));
+    pack_conv<Unit>(s, w, bias, packed);
+    conv_packed<Unit>(s, offsets, runs, x, packed, threads, [&](const float* result, int64_t space, int64_t first, int64_t rows) {
         unpack_rows(result, space, first, rows, s.K, out);
     });
 }
@@ -83,19 +89,22 @@ inline void finish_weight_gradient(const Shape& s, float* parts, int64_t threads
 template <class T>
 void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T* grad, const T* x, const float* w,
                    T* gx, float* gw, float* gb, int64_t threads) {
+    using Unit = UnitOf<T>;
     constexpr int64_t BLOCK = 8 * PANEL, PIXELS = 2048;  // channels and pixels at a time
     threads = most(1, least(threads, s.N));
     Table<vi> table(offsets, runs, s.C, 1, false), back(offsets, runs, s.C, -1, false);
     int64_t size = gradient_size(s), images = most(1, PIXELS / (s.H * s.W));
-    Scratch packed(s.K * s.c()), parts(threads * size);
-    pack_panels(w, 1, s.C, s.K, s.C, s.K, packed, 0, 1);
+    Scratch packed(words<Unit>(s.K) * s.c()), parts(threads * size);
+    pack_panels<Unit>(w, 1, s.C, s.K, s.C, s.K, packed, 0, 1);
     clear(parts, threads * size);
     parallel(threads, [&](int64_t thread, int64_t of) {
         Range all = share(s.N, thread, of);
         float* mine = parts + thread * size;
         int64_t space = s.space(), Wo = s.Wo();
         Ring ring(s, table.reach, panels(least(BLOCK, s.c())));
-        Scratch in(space * least(BLOCK, s.c())), dz(space * s.k());
+        const int64_t most_panels = panels(least(BLOCK, s.C)), panel = space * PANEL;
+        const Operand<Unit> in(space, most_panels, RIGHT), dz(space, panels(s.K), BOTH);
+        Scratch made(Unit::PAIRS ? panel * most_panels : 0);
         Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K};
         for (int64_t n = all.begin; n < all.end; n += images) {
             int64_t end = least(n + images, all.end), origin = n * s.Ho();
@@ -104,11 +113,13 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
                 Range groups{c0 / VL, (c1 + VL - 1) / VL};
                 auto make = [&](int64_t first, int64_t last, float* to) {
                     int64_t rows = (last - first) * Wo;
-                    pack_rows(grads, (origin + first) * Wo, rows, space, dz, c0 ? nullptr : mine + s.c() * s.k());
-                    pack_displaced(table, s, x, groups, origin + first, origin + last, space, in);
-                    add_weight_gradient(s, in, dz, space * PANEL, rows, p0, p1, mine);
-                    Term term{dz, space * PANEL, packed, s.K};
-                    product(&term, 1, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
+                    pack_operand(grads, (origin + first) * Wo, rows, space, dz, c0 ? nullptr : mine + s.c() * s.k());
+                    pack_displaced(table, s, x, groups, origin + first, origin + last, space, in.made(0, made));
+                    for (int64_t p = 0; Unit::PAIRS && p < p1 - p0; p++)
+                        panel_to<Unit>(made + p * panel, rows, nullptr, in.right(p));
+                    add_weight_gradient<Unit>(s, in.right(0), dz.right(0), dz.panel, words<Unit>(rows), p0, p1, mine);
+                    Term term{dz.left(0), dz.panel, packed, words<Unit>(s.K)};
+                    product<Unit>(&term, 1, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
                 };
                 auto done = [&](int64_t image, int64_t y) {
                     T* line = gx + (image * s.H + y) * s.W * s.C;

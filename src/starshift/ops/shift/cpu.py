@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES, conv_layout, float32_rows
+from starshift.ops._native import DTYPES, conv_layout, float32
 from starshift.ops.shift import _shift2d, _shift_conv2d, _shift_conv2d_backward
 
 LAST = torch.channels_last
@@ -55,7 +55,7 @@ def _run_conv(x: Tensor, weight: Tensor, bias: Tensor | None, offsets: list[int]
     out = _native.empty(size, dtype=x.dtype, memory_format=LAST)
     _functions()[1](
         *(DTYPES[x.dtype], n, c, h, w, weight.shape[0], stride, x.contiguous(memory_format=LAST)),
-        *(*float32_rows(weight, bias), offsets, len(offsets) // 3, out, _native.threads()),
+        *(*float32(weight, bias), offsets, len(offsets) // 3, out, _native.threads()),
     )
     return out.contiguous(memory_format=layout)
 
@@ -74,7 +74,7 @@ def _run_backward(
     gb = _native.empty(weight.shape[0])
     _functions()[2](
         *(DTYPES[x.dtype], *x.shape, weight.shape[0], stride, grad.contiguous(memory_format=LAST), x),
-        *(*float32_rows(weight), offsets, len(offsets) // 3, gx, gw, gb, _native.threads()),
+        *(*float32(weight), offsets, len(offsets) // 3, gx, gw, gb, _native.threads()),
     )
     return gx.contiguous(memory_format=layout), gw.to(weight.dtype), gb.to(weight.dtype)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from starshift.ops import _native
-from starshift.ops._native import DTYPES, Source, float32_rows
+from starshift.ops._native import DTYPES, Source, float32
 from starshift.ops.star import _star_mlp, _star_mlp_backward
 from starshift.ops.star.reference import ACTIVATION_CODES, PLACEMENTS
 
@@ -44,7 +44,7 @@ def pack(
     sizes = (DTYPES[dtype], w1.shape[1], w1.shape[0], wg.shape[0])
     count, run = _packing()
     packed = _native.empty(count(*sizes))
-    run(*sizes, *float32_rows(*branches, *projection), packed, _native.threads())
+    run(*sizes, *float32(*branches, *projection), packed, _native.threads())
     return packed
 
 
@@ -110,7 +110,7 @@ def backward(
     sums = None if partner is None else _native.empty(2, channels, dtype=torch.float64)
     _backward()(
         *(DTYPES[x.tensor.dtype], rows, channels, hidden, out_channels, *grad.arguments(), *x.arguments()),
-        *(*float32_rows(*branches, wg), ACTIVATION_CODES[act], PLACEMENTS.index(placement)),
+        *(*float32(*branches, wg), ACTIVATION_CODES[act], PLACEMENTS.index(placement)),
         *(gx, gw1, gb1, gw2, gb2, gwg, gbg, partner, center, sums, _native.threads()),
     )
     return (gx, gw1, gb1, gw2, gb2, gwg, gbg), sums

@@ -13,7 +13,7 @@ namespace {
 
 struct Space {
     int64_t kernel;          // of the depthwise convolution, 0: none
-    const float* weights;    // its own, by starshift_depthwise_pack
+    const float* weights;    // its own, by starshift_depthwise_pack_for
     const int64_t* offsets;  // of the shift: runs of (channels, dy, dx), 0: none
     int64_t runs;
     bool none() const { return !kernel && !runs; }

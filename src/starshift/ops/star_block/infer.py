@@ -56,7 +56,7 @@ class Prepared:
 
     def __init__(self, parts: Folded, act: str, placement: str) -> None:
         self.hidden, self.channels = parts.w1.shape[:2]
-        self.before, self.after = _pack(parts.before), _pack(parts.after)
+        self.before, self.after = _packings(parts.before), _packings(parts.after)
         self.stars = star.packings((parts.w1, parts.b1, parts.w2, parts.b2), (parts.wg, parts.bg))
         self.codes = ACTIVATION_CODES[act], PLACEMENTS.index(placement)
 
@@ -70,14 +70,15 @@ class Prepared:
         out = torch.empty_like(x)
         _folded()(
             *(_native.DTYPES[x.dtype], _native.threads(), *x.shape, self.hidden, x),
-            *(*self.before, self.stars[x.dtype], *self.codes, *self.after, out),
+            *(*self.before[x.dtype], self.stars[x.dtype], *self.codes, *self.after[x.dtype], out),
         )
         return out
 
 
-def _pack(space: Space) -> tuple[int, Tensor | None, Any, int]:
-    """As the kernel takes it: kernel size and weights, or a shift's offsets and the number of its runs."""
+def _packings(space: Space) -> dict[torch.dtype, tuple[int, Tensor | None, Any, int]]:
+    """As the kernel takes it, by dtype: kernel size and weights, or a shift's offsets and the number of its runs."""
     if not isinstance(space, Depthwise):
-        return 0, None, _native.array(flatten(space)), len(space)
+        return dict.fromkeys(_native.DTYPES, (0, None, _native.array(flatten(space)), len(space)))
     k = space.weight.shape[-1]
-    return k, depthwise.pack(space.weight, space.bias, Geometry((1, 1), (k // 2, k // 2), (1, 1))), None, 0
+    geometry = Geometry((1, 1), (k // 2, k // 2), (1, 1))
+    return {dtype: (k, depthwise.pack(dtype, space.weight, space.bias, geometry), None, 0) for dtype in _native.DTYPES}

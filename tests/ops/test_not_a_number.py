@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NaN goes to all that depends on it, and nowhere else: no kernel multiplies it by a padding zero of its own.
+
+PyTorch's convolutions do here and there, so that plain torch bounds what may become NaN from above only.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from starshift.ops import OPERATORS, use_kernel
+from starshift.ops._case import Case
+from starshift.ops._operator import NATIVE, REFERENCE
+from tests.ops.test_every_operator import ALL, call, make, supported
+
+NORMED = ("batch_norm_act", "csc", "pointwise_norm_act")  # statistics take one value to all
+PARTS = [(n, c) for n, c in ALL if n not in NORMED and any(k.name == NATIVE for k in OPERATORS[n].kernels)]
+PARTS = [(n, c) for n, c in PARTS if all(shape is None or 0 not in shape for shape in c.tensors.values())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "case"), PARTS, ids=[f"{n}-{c.name}" for n, c in PARTS])
+@pytest.mark.parametrize("where", ["input", "gradient"])
+@pytest.mark.parametrize("corner", ["first", "middle", "last"])
+def test_it_goes_to_what_depends_on_it(name: str, case: Case, dtype: torch.dtype, where: str, corner: str) -> None:
+    if not supported(name, NATIVE, make(case, dtype, torch.channels_last), case):
+        pytest.skip("left to the reference")
+
+    def results(kernel: str, value: float, exact: bool = False) -> list[Tensor]:
+        made = make(case, dtype, torch.channels_last)
+        tensors = {k: t if t is None or not exact else t.detach().double().requires_grad_() for k, t in made.items()}
+        present = [t for t in tensors.values() if t is not None]
+        if where == "input":
+            _put(present[0].detach(), value, corner)
+        with use_kernel(kernel):
+            output = call(name, tensors, case)
+            grad = torch.randint(1, 3, output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
+            if where == "gradient":
+                _put(grad, value, corner)
+            return [output, *torch.autograd.grad(output, present, grad)]
+
+    high, low, exact = (results(REFERENCE, value, exact=True) for value in (1e3, -2e3, torch.nan))
+    for i, (actual, plain) in enumerate(zip(results(NATIVE, torch.nan), results(REFERENCE, torch.nan), strict=True)):
+        lost = actual.isnan()
+        assert not (lost & ~plain.isnan()).any(), f"result {i}: NaN spreads to what does not depend on it"
+        assert lost[(high[i] != low[i]) & exact[i].isnan() & plain.isnan()].all(), f"result {i}: NaN is lost"
+
+
+def _put(tensor: Tensor, value: float, corner: str) -> None:
+    """At the first, the middle or the last place of each dimension."""
+    tensor[tuple({"first": 0, "middle": size // 2, "last": size - 1}[corner] for size in tensor.shape)] = value
