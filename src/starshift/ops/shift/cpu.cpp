@@ -5,9 +5,29 @@
 
 namespace {
 
+constexpr int64_t LARGE = 16 << 20;  // bytes of a result that has left the caches before it is read
+
 struct Image {
     int64_t N, C, H, W;
 };
+
+// One aligned vector past the caches, where there is a way: memory is then written without being read before.
+template <class V>
+INLINE void stream(void* to, V value) {
+#if VL == 16 && defined(__AVX512F__)
+    _mm512_stream_si512((__m512i*)to, (__m512i)value);
+#elif VL == 8 && defined(__AVX2__)
+    _mm256_stream_si256((__m256i*)to, (__m256i)value);
+#else
+    memcpy(to, &value, sizeof(V));
+#endif
+}
+// At the end of a thread's work.
+INLINE void wait_for_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
 
 template <class V>
 INLINE void move(void* to, const void* from) {
@@ -93,7 +113,7 @@ void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, int64_t 
 
 // The same where a pixel has whole vectors. A shift moves whole pixels, so what lies on a cache line comes from one, where
 // its channels have one displacement; a vector with several is put together from all of them.
-template <class V, class E>
+template <class V, bool STREAM, class E>
 void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
     constexpr int64_t LANES = Table<V>::LANES;
     struct Part {  // one displacement of an item
@@ -141,6 +161,10 @@ void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E
                 }
             E* to = out + r * s.W * s.C;
             const E* ahead = r + table.reach + 1 < s.N * s.H ? x + (r + table.reach + 1) * s.W * s.C : x + r * s.W * s.C;
+            auto write = [](E* at, V value) __attribute__((always_inline)) {
+                if (STREAM) stream(at, value);
+                else memcpy(at, &value, sizeof(V));
+            };
             auto pixel = [&](int64_t p, auto border) __attribute__((always_inline)) {
                 for (int64_t i = 0; i < s.C; i += 64 / (int64_t)sizeof(E)) __builtin_prefetch(ahead + p * s.C + i);
                 const Part* part = parts;
@@ -152,7 +176,11 @@ void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E
                     E* put = to + p * s.C + item->channel;
                     if (item->parts == 1) {
                         const E* from = source(*part++);
-                        for (int64_t v = 0; v < item->vectors; v++) move<V>(put + v * LANES, from + v * LANES);
+                        for (int64_t v = 0; v < item->vectors; v++) {
+                            V value;
+                            memcpy(&value, from + v * LANES, sizeof(V));
+                            write(put + v * LANES, value);
+                        }
                         continue;
                     }
                     V value = {};
@@ -161,7 +189,7 @@ void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E
                         memcpy(&read, source(*part), sizeof(V));
                         value |= read & part->lanes;
                     }
-                    memcpy(put, &value, sizeof(V));
+                    write(put, value);
                 }
             };
             for (int64_t p = 0; p < s.W; p++)
@@ -170,6 +198,7 @@ void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E
                 else
                     pixel(p, std::false_type());
         }
+        if (STREAM) wait_for_streams();
     });
 }
 
@@ -207,10 +236,13 @@ API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, in
     Image s{N, C, H, W};
     int64_t lanes = VL * 4 / bytes;
     bool whole = C >= lanes;
+    const bool past_caches = C % lanes == 0 && (uintptr_t)out % (VL * 4) == 0 && N * C * H * W * bytes > LARGE;
     if (last && whole && bytes == 4)
-        shift_vectors<vi>(s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
+        (past_caches ? shift_vectors<vi, true, int32_t> : shift_vectors<vi, false, int32_t>)(
+            s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
     else if (last && whole)
-        shift_vectors<v16>(s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
+        (past_caches ? shift_vectors<v16, true, uint16_t> : shift_vectors<v16, false, uint16_t>)(
+            s, offsets, runs, (const uint16_t*)x, (uint16_t*)out, threads);
     else if (last)
         shift_pixels(s, offsets, runs, bytes, (const char*)x, (char*)out, threads);
     else if (bytes == 4)
