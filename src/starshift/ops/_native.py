@@ -64,6 +64,17 @@ def instruction_set() -> str | None:
     return _load()[1] if available() else None
 
 
+def multiplies_pairs() -> bool:
+    """Whether products of tensors in bfloat16 take pairs of it (``ops/native/units.h``)."""
+    return instruction_set() == CHOICES[0]
+
+
+def packings(pack: Callable[[torch.dtype], Any]) -> dict[torch.dtype, Any]:
+    """What ``pack`` makes of weights for each dtype of tensors; one and the same where all products are of floats."""
+    floats = pack(torch.float32)
+    return {dtype: pack(dtype) if dtype == torch.bfloat16 and multiplies_pairs() else floats for dtype in DTYPES}
+
+
 def why_not() -> str | None:
     """Why no compiled kernel runs, in a sentence; None when they do."""
     return None if available() else _load()[1]

@@ -50,7 +50,7 @@ class Prepared:
     ) -> None:
         self.geometry = Geometry(stride, padding, (1, 1))
         self.shape, self.act = tuple(weight.shape), ACTIVATION_CODES[act]
-        self.packed = {dtype: pack(dtype, weight, bias) for dtype in _native.DTYPES}
+        self.packed = _native.packings(lambda dtype: pack(dtype, weight, bias))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), float32 or bfloat16.

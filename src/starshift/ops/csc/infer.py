@@ -46,7 +46,7 @@ class Prepared:
         self.middle, self.channels = first[0].shape[:2]
         self.out_channels, self.stride = second[0].shape[0], stride
         self.offsets, self.runs, self.after_sum = _native.array(flatten(offsets)), len(offsets), int(after_sum)
-        self.packed = {dtype: self._pack(dtype, first, second, shortcut) for dtype in _native.DTYPES}
+        self.packed = _native.packings(lambda dtype: self._pack(dtype, first, second, shortcut))
 
     def _pack(
         self,

@@ -45,7 +45,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 def _is_torchs(x: Tensor) -> bool:
     """Whether torch's own products are as fast: in float32, and in bfloat16 where oneDNN too multiplies pairs of it."""
-    return x.dtype == torch.float32 or _native.instruction_set() == _native.CHOICES[0]
+    return x.dtype == torch.float32 or _native.multiplies_pairs()
 
 
 if _native.available():

@@ -48,16 +48,6 @@ def pack(
     return packed
 
 
-def packings(
-    branches: tuple[Tensor, Tensor | None, Tensor, Tensor | None], projection: tuple[Tensor, Tensor | None]
-) -> dict[torch.dtype, Tensor]:
-    """What :func:`pack` makes for each dtype; one tensor where their layouts are the same."""
-    w1, wg = branches[0], projection[0]
-    sizes = {dtype: _packing()[0](DTYPES[dtype], w1.shape[1], w1.shape[0], wg.shape[0]) for dtype in DTYPES}
-    packed = {size: pack(dtype, branches, projection) for dtype, size in sizes.items()}
-    return {dtype: packed[size] for dtype, size in sizes.items()}
-
-
 def forward(
     x: Source,
     branches: tuple[Tensor, Tensor | None, Tensor, Tensor | None],

@@ -57,7 +57,8 @@ class Prepared:
     def __init__(self, parts: Folded, act: str, placement: str) -> None:
         self.hidden, self.channels = parts.w1.shape[:2]
         self.before, self.after = _packings(parts.before), _packings(parts.after)
-        self.stars = star.packings((parts.w1, parts.b1, parts.w2, parts.b2), (parts.wg, parts.bg))
+        branches, projection = (parts.w1, parts.b1, parts.w2, parts.b2), (parts.wg, parts.bg)
+        self.stars = _native.packings(lambda dtype: star.pack(dtype, branches, projection))
         self.codes = ACTIVATION_CODES[act], PLACEMENTS.index(placement)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -81,4 +82,4 @@ def _packings(space: Space) -> dict[torch.dtype, tuple[int, Tensor | None, Any, 
         return dict.fromkeys(_native.DTYPES, (0, None, _native.array(flatten(space)), len(space)))
     k = space.weight.shape[-1]
     geometry = Geometry((1, 1), (k // 2, k // 2), (1, 1))
-    return {dtype: (k, depthwise.pack(dtype, space.weight, space.bias, geometry), None, 0) for dtype in _native.DTYPES}
+    return _native.packings(lambda dtype: (k, depthwise.pack(dtype, space.weight, space.bias, geometry), None, 0))
