@@ -30,7 +30,7 @@ MOST_WORK = 100_000
 """Elements of the input times taps: the interpreter is slow."""
 FILTERED_IN_LOW_PRECISION = ("k3-dilation2",)
 
-for folder in ("star", "shift", "depthwise", "norm", "star_block"):
+for folder in ("star", "shift", "depthwise", "norm", "star_block", "stem"):
     import_module(f"starshift.ops.{folder}.cuda").register("cpu")
 
 

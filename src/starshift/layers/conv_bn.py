@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from starshift.layers.activation import one_of
 from starshift.layers.folding import Foldable, Run, fuse_conv_bn_
-from starshift.layers.norm import norm_act
+from starshift.layers.norm import can_normalise, has_kernels, is_watched, norm_act, normalise
 from starshift.layers.prepared import run_prepared
-from starshift.ops import ACTIVATIONS
+from starshift.ops import ACTIVATIONS, stem_conv2d
 from starshift.ops.conv.infer import Prepared
+
+MOST_IMAGE_CHANNELS = 4
+"""Channels in of a convolution that is taken for a network's first."""
 
 
 class ConvBN(Foldable):
@@ -33,7 +36,7 @@ class ConvBN(Foldable):
 
     def forward(self, x: Tensor) -> Tensor:
         y = run_prepared(self, x) if self.folded else None
-        return norm_act(self.bn, self.conv(x), self.act) if y is None else y
+        return conv_norm_act(self.conv, self.bn, x, self.act) if y is None else y
 
     def fold(self) -> None:
         """The convolution takes the norm in itself, and then runs with its weights laid out once."""
@@ -47,6 +50,31 @@ class ConvBN(Foldable):
         if not plain or isinstance(conv.padding, str) or type(self.bn) is not nn.Identity:
             return None
         return Prepared(conv.weight, conv.bias, conv.stride, conv.padding, self.act)
+
+
+def conv_norm_act(conv: nn.Conv2d, norm: nn.Module, x: Tensor, act: str) -> Tensor:
+    """``act(norm(conv(x)))``: images by their own kernel; on a GPU no bias is added that the norm would take away."""
+    plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros" and not is_watched(conv)
+    if not plain or isinstance(conv.padding, str) or conv.dilation != (1, 1):
+        return norm_act(norm, conv(x), act)
+    if conv.in_channels <= MOST_IMAGE_CHANNELS and has_kernels(x, "stem_conv2d"):
+        y = stem_conv2d(x, conv.weight, conv.bias, _two(conv.stride), _two(conv.padding))
+        return norm_act(norm, y, act)
+    if conv.bias is None or not _drops_biases(x) or type(norm) is not nn.BatchNorm2d or not norm.training:
+        return norm_act(norm, conv(x), act)
+    y = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+    if is_watched(norm) or not can_normalise(norm, y):
+        return norm_act(norm, y + conv.bias.to(y.dtype).view(-1, 1, 1), act)
+    return normalise(norm, y, act, absent=conv.bias)
+
+
+def _drops_biases(x: Tensor) -> bool:
+    """A convolution on a GPU adds its bias, and sums the gradient for it, in passes of their own."""
+    return x.is_cuda
+
+
+def _two(values: tuple[int, ...]) -> tuple[int, int]:
+    return values[0], values[1]
 
 
 def plain_conv(layer: Any) -> Any:

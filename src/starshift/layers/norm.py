@@ -89,17 +89,39 @@ def next_momentum(norm: Any) -> float:
     return norm.momentum or 0.0
 
 
-def normalise(norm: Any, x: Tensor, act: str = "none", shortcut: Tensor | None = None) -> Tensor:
+def normalise(
+    norm: Any, x: Tensor, act: str = "none", shortcut: Tensor | None = None, absent: Tensor | None = None
+) -> Tensor:
     """``act(norm(x)) + shortcut``, with the running statistics kept as ``nn.BatchNorm2d`` keeps them.
 
     Args:
         norm: an ``nn.BatchNorm2d``. x: (N, C, H, W).
         act: one of :data:`starshift.ops.ACTIVATIONS`.
         shortcut: of x's shape and dtype, or None.
+        absent: (C,) in training, or None: a bias that x has not been given. The batch's mean takes it away again; the
+            running mean alone has it.
     """
     momentum = next_momentum(norm)
     mean, var = norm.running_mean, norm.running_var
     training = norm.training or (mean is None and var is None)
     if norm.training and not norm.track_running_stats:
         mean = var = None
-    return batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act, shortcut=shortcut)
+    if absent is not None:
+        x = _WithoutEffect.apply(x, absent)
+    out = batch_norm_act(x, norm.weight, norm.bias, mean, var, training, momentum, norm.eps, act, shortcut=shortcut)
+    if absent is not None and mean is not None:
+        mean.add_(absent.detach().to(mean.dtype), alpha=momentum)
+    return out
+
+
+class _WithoutEffect(torch.autograd.Function):
+    """A parameter that the result does not depend on, with a gradient of zeros all the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor) -> Tensor:
+        ctx.like = parameter.detach()
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.zeros_like(ctx.like)

@@ -25,6 +25,7 @@ from starshift.ops.shift import (
     shift_conv2d,
 )
 from starshift.ops.star import ACTIVATIONS, PLACEMENTS, star, star_mlp
+from starshift.ops.stem import stem_conv2d
 
 __all__ = [
     "ACTIVATIONS",
@@ -46,6 +47,7 @@ __all__ = [
     "shift_conv2d",
     "star",
     "star_mlp",
+    "stem_conv2d",
     "use_kernel",
 ]
 

@@ -34,16 +34,23 @@ HEAD_START = 5_000_000
 
 @dataclass(frozen=True)
 class Config:
-    """Block sizes by the kernel's names for them, warps a program, and how many loads a loop keeps in flight."""
+    """Block sizes by the kernel's names for them, warps a program, how many loads a loop keeps in flight, and how many
+    registers a thread may use, None for as many as there are."""
 
     warps: int
     stages: int
     blocks: Mapping[str, int] = field(default_factory=dict)
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Triton's launcher takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers, **self.blocks}
 
 
-def config(warps: int, stages: int, **blocks: int) -> Config:
+def config(warps: int, stages: int, registers: int | None = None, **blocks: int) -> Config:
     """``config(4, 2, BLOCK_C=64)``."""
-    return Config(warps, stages, blocks)
+    return Config(warps, stages, blocks, registers)
 
 
 @cache
@@ -167,7 +174,7 @@ def launch(
 
     if device.type != "cuda":
         choice = fallback or configs[0]
-        kernel[grid(choice.blocks)](**arguments, **choice.blocks, num_warps=choice.warps, num_stages=choice.stages)
+        kernel[grid(choice.blocks)](**arguments, **choice.options)
     elif device.index == torch.cuda.current_device():
         _launch(kernel, configs, fallback or configs[0], grid, key, device, arguments)
     else:
@@ -206,10 +213,10 @@ def _run(
     compiled once is found by its arguments' types and alignment and by the numbers among them."""
     values = [arguments[n] if n in arguments else choice.blocks[n] for n in kernel.arg_names]
     kinds = [(v.dtype, v.data_ptr() % 16) if isinstance(v, Tensor) else v for v in values]
-    known = (id(kernel), device.index, choice.warps, choice.stages, *kinds)
+    known = (id(kernel), device.index, choice.warps, choice.stages, choice.registers, *kinds)
     compiled = _compiled.get(known)
     if compiled is None:
-        _compiled[known] = kernel[grid](**arguments, **choice.blocks, num_warps=choice.warps, num_stages=choice.stages)
+        _compiled[known] = kernel[grid](**arguments, **choice.options)
     else:
         compiled[(*grid, 1, 1)[:3]](*values)
 
@@ -275,7 +282,8 @@ def _milliseconds(run: Callable[[], None]) -> float:
 
 
 def _as_json(choice: Config) -> dict[str, Any]:
-    return {"warps": choice.warps, "stages": choice.stages, "blocks": dict(choice.blocks)}
+    made = {"warps": choice.warps, "stages": choice.stages, "blocks": dict(choice.blocks)}
+    return made if choice.registers is None else {**made, "registers": choice.registers}
 
 
 def cache_file() -> Path:

@@ -52,10 +52,11 @@ def depthwise_conv2d(
         )
     check_bias("depthwise_conv2d", bias, weight)
     x, weight, bias = cast(autocast_dtype(x), x, weight, bias)
-    return _depthwise_conv2d(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation))
+    return _depthwise_conv2d(x, weight, bias, as_pair(stride), as_pair(padding), as_pair(dilation))
 
 
-def _pair(value: Pair) -> list[int]:
+def as_pair(value: Pair) -> list[int]:
+    """[vertical, horizontal]."""
     return [value, value] if isinstance(value, int) else list(value)
 
 

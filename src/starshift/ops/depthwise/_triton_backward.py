@@ -3,8 +3,8 @@
 """Gradients of the depthwise convolution in Triton. x_NHWC, grad_NHWC, w_IJC.
 
 Input: for stride 1 the convolution with the turned filters; for others, each pixel gathers from the outputs it went
-into. Weight: a program holds the sums for a row of taps, or, for stride 1, for two, which meet a row of the input from
-neighbouring rows of the gradient; it walks over a part of the output's rows. The parts are then added in order.
+into. Weight: ``_triton_strips`` without stride and dilation; otherwise a program holds the sums for a row of taps and
+walks over a part of the output's rows. The parts are then added in order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from starshift.ops._triton import cdiv, channels_last, config, image_layout, launch, power_of_two, splits
 from starshift.ops._triton_parts import index_type, sum_parts
+from starshift.ops.depthwise import _triton_strips as strips
 from starshift.ops.depthwise._triton_forward import constants, convolve, locate, taps_first, tiles
 
 WEIGHTS = [(4, 1, 1), (8, 4, 1)]
@@ -91,24 +92,21 @@ def _weights(
     STRIDE_X: tl.constexpr,
     DILATION_Y: tl.constexpr,
     DILATION_X: tl.constexpr,
-    PAIR: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    i = tl.program_id(1) * (1 + PAIR)
+    i = tl.program_id(1)
     part = tl.program_id(2)
     lane = tl.arange(0, BLOCK_X)
     present = (c < C)[None, :]
     zero = tl.zeros([BLOCK_X, BLOCK_C], tl.float32)
     bias_sum = zero
     sum0, sum1, sum2, sum3, sum4, sum5, sum6 = zero, zero, zero, zero, zero, zero, zero
-    next0, next1, next2, next3, next4, next5, next6 = zero, zero, zero, zero, zero, zero, zero
-    each = out_height + PAIR * DILATION_Y
     start = part * part_rows
     for q in range(start, tl.minimum(start + part_rows, rows)):
-        image, y = q // each, q % each
+        image, y = q // out_height, q % out_height
         row = y * STRIDE_Y - pad_y + i * DILATION_Y
         inside_rows = (row >= 0) & (row < height)
         x_row = x + (tl.zeros([1, 1], INDEX) + image * height + row) * (width * C)
@@ -117,64 +115,45 @@ def _weights(
             u = first + lane
             in_grad = (u < out_width)[:, None] & present
             at = (u * C)[:, None] + c[None, :]
-            g = tl.load(grad_row + at, mask=in_grad & (y < out_height), other=0).to(tl.float32)
+            g = tl.load(grad_row + at, mask=in_grad, other=0).to(tl.float32)
             bias_sum += g
             if inside_rows:
-                if PAIR:
-                    met = in_grad & (y >= DILATION_Y)
-                    h = tl.load(grad_row - DILATION_Y * out_width * C + at, mask=met, other=0).to(tl.float32)
                 for j in tl.static_range(KW):
                     column = u * STRIDE_X - pad_x + j * DILATION_X
                     inside = ((column >= 0) & (column < width))[:, None] & present
                     value = tl.load(x_row + (column * C)[:, None] + c[None, :], mask=inside, other=0).to(tl.float32)
                     if j == 0:
                         sum0 += g * value
-                        if PAIR:
-                            next0 += h * value
                     elif j == 1:
                         sum1 += g * value
-                        if PAIR:
-                            next1 += h * value
                     elif j == 2:
                         sum2 += g * value
-                        if PAIR:
-                            next2 += h * value
                     elif j == 3:
                         sum3 += g * value
-                        if PAIR:
-                            next3 += h * value
                     elif j == 4:
                         sum4 += g * value
-                        if PAIR:
-                            next4 += h * value
                     elif j == 5:
                         sum5 += g * value
-                        if PAIR:
-                            next5 += h * value
                     else:
                         sum6 += g * value
-                        if PAIR:
-                            next6 += h * value
     parts += part.to(tl.int64) * (C * KH * KW + C)
     at = parts + (c * KH + i) * KW
     for j in tl.static_range(KW):
         if j == 0:
-            total, other = sum0, next0
+            total = sum0
         elif j == 1:
-            total, other = sum1, next1
+            total = sum1
         elif j == 2:
-            total, other = sum2, next2
+            total = sum2
         elif j == 3:
-            total, other = sum3, next3
+            total = sum3
         elif j == 4:
-            total, other = sum4, next4
+            total = sum4
         elif j == 5:
-            total, other = sum5, next5
+            total = sum5
         else:
-            total, other = sum6, next6
+            total = sum6
         tl.store(at + j, tl.sum(total, 0), mask=c < C)
-        if PAIR:
-            tl.store(at + KW + j, tl.sum(other, 0), mask=(c < C) & (i + 1 < KH))
     if i == 0:
         tl.store(parts + C * KH * KW + c, tl.sum(bias_sum, 0), mask=c < C)
 
@@ -222,16 +201,17 @@ def _gather(
 def weight_grads(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
+    if strips.serves(weight, stride, padding, dilation):
+        weight_grad, bias_grad = strips.weight_grads(grad, x, weight, padding)
+        return weight_grad.to(weight.dtype), bias_grad.to(weight.dtype)
     n, channels, out_height, out_width = grad.shape
-    pair = stride[0] == 1 and weight.shape[2] > 1
-    rows, wide = n * (out_height + pair * dilation[0]), min(64, power_of_two(channels))
-    tap_rows = cdiv(weight.shape[2], 1 + pair)
-    parts, part_rows = splits(cdiv(channels, wide) * tap_rows, rows, x.device, 1, PROGRAMS)
+    rows, wide = n * out_height, min(64, power_of_two(channels))
+    parts, part_rows = splits(cdiv(channels, wide) * weight.shape[2], rows, x.device, 1, PROGRAMS)
     sums = torch.empty((parts, weight.numel() + channels), dtype=torch.float32, device=x.device)
     launch(
         _weights,
         [config(warps, stages, BLOCK_X=columns, BLOCK_C=wide) for columns, warps, stages in WEIGHTS],
-        lambda b: (cdiv(channels, b["BLOCK_C"]), tap_rows, parts),
+        lambda b: (cdiv(channels, b["BLOCK_C"]), weight.shape[2], parts),
         (n.bit_length(), *x.shape[1:], *weight.shape[2:], *stride, *padding, *dilation, x.dtype),
         x.device,
         grad=grad,
@@ -245,7 +225,6 @@ def weight_grads(
         out_width=out_width,
         pad_y=padding[0],
         pad_x=padding[1],
-        PAIR=pair,
         INDEX=index_type(x, grad),
         **constants(weight, stride, dilation),
     )

@@ -2,8 +2,9 @@
 # mypy: disallow-untyped-defs=False
 """Depthwise convolution in Triton, and the gradient of its input for stride 1, which is one. x_NHWC; w_IJC: I x J taps.
 
-A program computes four rows of BLOCK_X outputs for BLOCK_C channels. It walks over the rows of the input; each tile,
-once loaded, is multiplied by the taps with which it enters each of the four rows.
+Without stride and dilation ``_triton_strips`` does it. Otherwise a program computes four rows of BLOCK_X outputs for
+BLOCK_C channels. It walks over the rows of the input; each tile, once loaded, is multiplied by the taps with which it
+enters each of the four rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from starshift.ops._triton import Config, cdiv, channels_last, config, image_layout, launch, power_of_two
 from starshift.ops._triton_parts import index_type
+from starshift.ops.depthwise import _triton_strips as strips
 
 ROWS = tl.constexpr(4)
 
@@ -144,6 +146,9 @@ def convolve(
 ) -> Tensor:
     """``sample_scale * convolution + residual`` of channels-last x, (N, C, *size), with the filters or the ``turned``
     filters; sample_scale: (N,) in float32; residual: as the result, channels last."""
+    if strips.serves(weight, stride, padding, dilation):
+        taps, bias = taps_first(weight), None if bias is None else bias.contiguous()
+        return strips.convolve(x, taps, bias, size, padding, turned, sample_scale, residual)[0]
     n, channels, height, width = x.shape
     out = torch.empty((n, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel():

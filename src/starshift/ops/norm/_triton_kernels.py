@@ -67,7 +67,7 @@ def load_channels(pointer, c, C: tl.constexpr, DEFAULT: tl.constexpr, PRESENT: t
 @triton.jit
 def finish(
     parts,
-    x,
+    center,
     weight,
     bias,
     mean,
@@ -83,14 +83,15 @@ def finish(
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Mean and variance (in training) and ``affine``: mean, scale and bias of the norm."""
+    """Mean and variance (in training) and ``affine``: mean, scale and bias of the norm. center: what was subtracted in
+    the sums, one number a channel."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     if TRAINING:
         away, square = _sum_two(parts, count, c, C, BLOCK_C, ROWS)
         away = away / rows
         value = square / rows - away * away
         used_var = tl.where(value < 0, 0.0, value)  # NaN stays
-        used_mean = tl.load(x + c, mask=c < C, other=0).to(tl.float32) + away
+        used_mean = tl.load(center + c, mask=c < C, other=0).to(tl.float32) + away
         tl.store(mean + c, used_mean, mask=c < C)
         tl.store(var + c, used_var, mask=c < C)
     else:

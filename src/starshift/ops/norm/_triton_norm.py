@@ -22,10 +22,18 @@ class Norm:
         weight, bias: (C,) or None.
         mean, var: (C,); written by :meth:`gather`, or given.
         eps: added to the variance.
+        affine: mean, scale and bias, (3 C,), where they are known; else :meth:`gather` finds them.
     """
 
     def __init__(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        affine: Tensor | None = None,
     ) -> None:
         self.rows, self.channels = x.shape
         self.weight, self.bias = (None if t is None else t.contiguous() for t in (weight, bias))
@@ -33,17 +41,21 @@ class Norm:
         self.wide = min(64, power_of_two(self.channels))
         tasks = cdiv(self.channels, self.wide)
         self.parts, self.part_rows = splits(tasks, self.rows, x.device, 2048 // self.wide, PROGRAMS)
-        self.affine = self._numbers(3)
+        self.affine = self._numbers(3) if affine is None else affine
 
-    def gather(self, training: bool) -> None:
-        """Mean, scale and bias; in training from the batch's own mean and variance, which are written."""
-        parts = self._parts() if training else None
-        if parts is not None:
+    def gather(self, training: bool, parts: Tensor | None = None, center: Tensor | None = None) -> None:
+        """Mean, scale and bias; in training from the batch's own mean and variance, which are written.
+
+        Args:
+            parts, center: sums of x - center and of its square, (P, 2, C), where whoever wrote x has them.
+        """
+        if training and parts is None:
+            parts, center = self._parts(), self.x
             self._over_parts(kernels.moments, x=self.x, parts=parts)
         self._finish(
             kernels.finish,
             parts=parts,
-            x=self.x,
+            center=center,
             bias=self.bias,
             mean=self.mean,
             var=self.var,
@@ -69,22 +81,32 @@ class Norm:
         return out
 
     def gather_backward(
-        self, grad: Tensor, training: bool, act: str = "none", residual: Tensor | None = None
+        self,
+        grad: Tensor,
+        training: bool,
+        act: str = "none",
+        residual: Tensor | None = None,
+        parts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of weight and bias, and the three numbers a channel that complete the gradient of x."""
-        parts, completion = self._parts(), self._numbers(3)
-        weight_grad, bias_grad = self._numbers(1), self._numbers(1)
-        self._over_parts(
-            kernels.reduce,
-            grad=grad,
-            x=self.x,
-            affine=self.affine,
-            residual=residual,
-            mean=self.mean,
-            parts=parts,
-            HAS_RESIDUAL=residual is not None,
-            ACT=act,
-        )
+        """Gradients of weight and bias, and the three numbers a channel that complete the gradient of x.
+
+        Args:
+            parts: sums of grad and of grad (x - mean), (P, 2, C), where whoever wrote grad has them.
+        """
+        completion, weight_grad, bias_grad = self._numbers(3), self._numbers(1), self._numbers(1)
+        if parts is None:
+            parts = self._parts()
+            self._over_parts(
+                kernels.reduce,
+                grad=grad,
+                x=self.x,
+                affine=self.affine,
+                residual=residual,
+                mean=self.mean,
+                parts=parts,
+                HAS_RESIDUAL=residual is not None,
+                ACT=act,
+            )
         self._finish(
             kernels.finish_backward,
             parts=parts,
@@ -140,16 +162,17 @@ class Norm:
             **arguments,
         )
 
-    def _finish(self, kernel, **arguments) -> None:
+    def _finish(self, kernel, parts: Tensor | None, **arguments) -> None:
         launch(
             kernel,
-            [config(4, 1, BLOCK_C=16, ROWS=64)],
+            [config(8, 1, BLOCK_C=8, ROWS=512)],
             lambda b: (cdiv(self.channels, b["BLOCK_C"]),),
             (),
             self.x.device,
+            parts=parts,
             weight=self.weight,
             rows=self.rows,
-            count=self.parts,
+            count=0 if parts is None else parts.shape[0],
             eps=self.eps,
             C=self.channels,
             HAS_WEIGHT=self.weight is not None,

@@ -16,7 +16,8 @@ def activate(x, ACT: tl.constexpr):
     if ACT == "relu":
         x = tl.where(x < 0, 0.0, x)
     elif ACT == "relu6":
-        x = tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.minimum(x, 6.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == "gelu":
         x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     elif ACT == "hardswish":
@@ -34,7 +35,7 @@ def activate_backward(g, x, ACT: tl.constexpr):
     if ACT == "relu":
         g = tl.where(x <= 0, 0.0, g)
     elif ACT == "relu6":
-        g = tl.where(x <= 0, 0.0, tl.where(x >= 6, 0.0, g))
+        g = tl.where((x <= 0) | (x >= 6), 0.0, g)
     elif ACT == "gelu":
         density = tl.exp(-0.5 * x * x) * 0.3989422804014327
         g = g * (0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * density)

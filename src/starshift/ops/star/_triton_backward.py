@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starshift.ops._triton import cdiv, launch, splits
+from starshift.ops._triton import cdiv, config, launch, splits
 from starshift.ops._triton_parts import complete, dot, sum_parts
 from starshift.ops.star._triton_activation import star, star_backward
 from starshift.ops.star._triton_mlp import SMALLEST, Sizes, as_given, as_rows, load_bias, load_block, load_normed
 
-INPUTS = [(64, 32, 4, 1), (64, 32, 4, 3), (128, 32, 8, 2)]
+INPUTS = [(64, 32, 4, 1), (64, 32, 4, 3), (64, 64, 4, 1)]
 WEIGHTS = [(32, 64, 4, 3), (64, 64, 4, 1)]
 """BLOCK_R, BLOCK_K, warps, stages, where tensor cores multiply."""
 MOST_SUMS = 128
@@ -97,6 +97,11 @@ def _inputs(
         tl.store(completed + start * D + r[:, None] * D + d[None, :], grad_RD.to(narrow), mask=inside)
         inside = (r < here)[:, None] & (c < C)[None, :]
         tl.store(normed + start * (C + ONES) + r[:, None] * (C + ONES) + c[None, :], x_RC, mask=inside)
+        e = tl.arange(0, ONES)
+        ones = tl.full([BLOCK_R, ONES], 1.0, tl.float32).to(narrow)
+        inside = (r < here)[:, None] & (e < ONES)[None, :]
+        tl.store(normed + start * (C + ONES) + r[:, None] * (C + ONES) + (C + e)[None, :], ones, mask=inside)
+        tl.store(product + start * (K + ONES) + r[:, None] * (K + ONES) + (K + e)[None, :], ones, mask=inside)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         w1_KC = load_block(w1, k, c, K, C)
@@ -177,31 +182,38 @@ def _weights(
     wg_sum = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     b1_sum = tl.zeros([BLOCK_K], tl.float32)
     b2_sum = tl.zeros([BLOCK_K], tl.float32)
-    bg_sum = tl.zeros([BLOCK_D], tl.float32)
+    bg_sum = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    ROOM: tl.constexpr = C < BLOCK_C  # for a channel of ones, whose products are the biases' gradients
     x += start * C
     grad += start * D
     z += start * D
     for first in range(0, here, BLOCK_R):
         x_RC = load_normed(x, affine, r, c, here - first, C, NORMED)
+        if ROOM:
+            x_RC = tl.where((c == C)[None, :], 1.0, x_RC.to(tl.float32)).to(narrow)
         grad_RD = _load_grad(grad, z, completion, r, d, here - first, D, COMPLETED)
         x1 = dot(w1_KC, tl.trans(x_RC), tl.zeros([BLOCK_K, BLOCK_R], tl.float32), PRECISION) + bias1
         x2 = dot(w2_KC, tl.trans(x_RC), tl.zeros([BLOCK_K, BLOCK_R], tl.float32), PRECISION) + bias2
         wide_grad = grad_RD.to(wide)
         if PROJECTION:
             wg_sum = dot(star(x1, x2, ACT, PLACEMENT).to(wide), wide_grad, wg_sum, WIDE_PRECISION)
-            bg_sum += tl.sum(grad_RD.to(tl.float32), 0)
+            bg_sum += grad_RD.to(tl.float32)
         if BRANCHES:
             product_grad = dot(wg_KD, tl.trans(wide_grad), tl.zeros([BLOCK_K, BLOCK_R], tl.float32), WIDE_PRECISION)
             g1, g2 = star_backward(product_grad, x1, x2, ACT, PLACEMENT)
             w1_sum = dot(g1.to(narrow), x_RC, w1_sum, PRECISION)
             w2_sum = dot(g2.to(narrow), x_RC, w2_sum, PRECISION)
-            b1_sum += tl.sum(g1, 1)
-            b2_sum += tl.sum(g2, 1)
+            if not ROOM:
+                b1_sum += tl.sum(g1, 1)
+                b2_sum += tl.sum(g2, 1)
         x += BLOCK_R * C
         grad += BLOCK_R * D
         z += BLOCK_R * D
     parts += part * (2 * K * C + D * K + 2 * K + D)  # w1, w2, wg, b1, b2, bg
     if BRANCHES:
+        if ROOM:
+            b1_sum = tl.sum(tl.where((c == C)[None, :], w1_sum, 0.0), 1)
+            b2_sum = tl.sum(tl.where((c == C)[None, :], w2_sum, 0.0), 1)
         inside = (k < K)[:, None] & (c < C)[None, :]
         at = parts + k[:, None] * C + c[None, :]
         tl.store(at, w1_sum, mask=inside)
@@ -213,7 +225,41 @@ def _weights(
         at = parts + 2 * K * C + d[None, :] * K + k[:, None]
         tl.store(at, wg_sum, mask=(k < K)[:, None] & (d < D)[None, :])
         if tl.program_id(0) == 0:
-            tl.store(parts + 2 * K * C + D * K + 2 * K + d, bg_sum, mask=d < D)
+            tl.store(parts + 2 * K * C + D * K + 2 * K + d, tl.sum(bg_sum, 0), mask=d < D)
+
+
+@triton.jit
+def _matrix_and_bias(source, matrix, bias, index, rows: tl.constexpr, columns: tl.constexpr):
+    """From rows of ``columns`` values, behind which the bias stands."""
+    row, column = index // columns, index % columns
+    at = source + row * (columns + ONES) + column
+    tl.store(matrix + index, tl.load(at, mask=row < rows, other=0), mask=row < rows)
+    last = (row < rows) & (column == columns - 1)
+    tl.store(bias + row, tl.load(at + 1, mask=last, other=0), mask=last)
+
+
+@triton.jit
+def _take_apart(
+    branches,
+    projection,
+    w1_grad,
+    b1_grad,
+    w2_grad,
+    b2_grad,
+    wg_grad,
+    bg_grad,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) == 0:
+        _matrix_and_bias(branches, w1_grad, b1_grad, index, K, C)
+    elif tl.program_id(1) == 1:
+        _matrix_and_bias(branches + K * (C + ONES), w2_grad, b2_grad, index, K, C)
+    else:
+        _matrix_and_bias(projection, wg_grad, bg_grad, index, D, K)
 
 
 def star_mlp_backward(
@@ -285,14 +331,11 @@ def backward_rows(
 
 def _wide_tensors(sizes: Sizes, x: Tensor) -> dict[str, Tensor]:
     """What ``_inputs`` leaves: the branches' gradients side by side, their product, x behind its norm, and the gradient
-    at the output. The second and the third have columns of ones at the end, whose products are the biases' gradients.
+    at the output. The second and the third get columns of ones at the end, whose products are the biases' gradients.
     """
     c, k, d = sizes.channels, sizes.hidden, sizes.outputs
     widths = {"wide_grads": 2 * k, "product": k + ONES.value, "normed": c + ONES.value, "completed": d}
-    made = {name: x.new_empty(sizes.rows, width) for name, width in widths.items()}
-    made["product"][:, k:] = 1
-    made["normed"][:, c:] = 1
-    return made
+    return {name: x.new_empty(sizes.rows, width) for name, width in widths.items()}
 
 
 def _products(sizes: Sizes, wide: dict[str, Tensor]) -> list[Tensor]:
@@ -300,9 +343,22 @@ def _products(sizes: Sizes, wide: dict[str, Tensor]) -> list[Tensor]:
     c, k = sizes.channels, sizes.hidden
     branches = _product(wide["wide_grads"], wide["normed"])
     projection = _product(wide["completed"], wide["product"])
-    first, second = branches.split(k)
-    pairs = [(first, c), (second, c), (projection, k)]
-    return [part.contiguous() for grads, width in pairs for part in (grads[:, :width], grads[:, width])]
+    shapes = ((k, c), (k,), (k, c), (k,), (sizes.outputs, k), (sizes.outputs,))
+    parts = [torch.empty(shape, dtype=torch.float32, device=branches.device) for shape in shapes]
+    launch(
+        _take_apart,
+        [config(4, 1, BLOCK=1024)],
+        lambda b: (cdiv(max(k * c, sizes.outputs * k), b["BLOCK"]), 3),
+        (),
+        branches.device,
+        branches=branches,
+        projection=projection,
+        C=c,
+        K=k,
+        D=sizes.outputs,
+        **dict(zip(("w1_grad", "b1_grad", "w2_grad", "b2_grad", "wg_grad", "bg_grad"), parts, strict=True)),
+    )
+    return parts
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
