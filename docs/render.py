@@ -22,6 +22,7 @@ from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, spread,
 # Then the backward of this peer ran our kernel.
 FAULTY = {("plain PyTorch, autograd", commit) for commit in ("4db9a608a1f4", "ccabd0dbdbea")}
 LEAST_ROUNDS = 3  # fewer are not shown
+OURS, GRAPH = "starshift", " + CUDA graph"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
 README_MODELS = (
     *(f"starnet_{size}" for size in ("s050", "s100", "s150", "s1", "s2", "s3", "s4")),
@@ -158,7 +159,7 @@ def gpu_kernels() -> str:
             machine(r),
             r["commit"],
         )
-        for r in latest(read("gpu_kernels.csv"), "kernel", "channels", "size", "batch", "dtype", "gpu")
+        for r in latest(read("gpu_kernels.csv"), "kernel", "channels", "size", "batch", "dtype")
     ]
     return table(("kernel", "tensor", "dtype", "fastest tile", "µs", "peer, µs", "machine", "commit"), rows)
 
@@ -169,8 +170,12 @@ def training_speed() -> str:
     for ours, peers in runs("training_speed.csv", "amp"):
         timms = [peer for peer in peers if peer["mode"].startswith("timm")]
         eager = next((peer for peer in timms if peer["mode"] == "timm channels last"), None)
+        ours["memory_mb"] = next(
+            (r["memory_mb"] for r in (ours, *peers) if r["mode"] == OURS), ""
+        )  # a graph's: unknown
         for peer in [min(timms, key=lambda p: float(p["ratio"]))] if timms else peers:
-            beside = eager or peer
+            alone = peer["mode"].removesuffix(GRAPH)
+            beside = eager or next((r for r in timms if r["mode"] == alone), peer)
             memory = (
                 f"{ours['memory_mb']} / {beside['memory_mb']}" if ours["memory_mb"] and beside["memory_mb"] else "-"
             )
@@ -252,7 +257,11 @@ def runs(name: str, *also: str) -> Iterator[tuple[Row, list[Row]]]:
     """Of each kind of measurement the last run: our row, and those of the peers that were timed."""
     columns = ("model", "arguments", "batch", "size", "threads", "device", "cpu", *also)
     rows = [row for row in read(name) if row["ratio"] and int(row["rounds"]) >= LEAST_ROUNDS]
-    for ours in latest([row for row in rows if row["mode"] == "starshift"], *columns):
+    for row in rows:
+        if row["device"] == "cuda":
+            row["cpu"] = ""  # on a GPU the last run counts, whatever held it
+    first = [row for row in rows if row["mode"] in (OURS, OURS + GRAPH) and float(row["ratio"]) == 1]
+    for ours in latest(first, *columns):
         same = ("run", *columns)
         yield ours, [row for row in rows if row is not ours and all(row[c] == ours[c] for c in same)]
 

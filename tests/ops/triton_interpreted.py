@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from starshift.ops import OPERATORS, _triton_parts, grouped_offsets, interleaved_offsets, shift2d, use_kernel
 from starshift.ops._case import Case
-from starshift.ops.depthwise import _triton_forward
+from starshift.ops.depthwise import _triton_forward, _triton_strips
 from starshift.ops.shift import _triton_conv, _triton_shift
 from starshift.ops.star import _triton_backward
+from starshift.ops.stem import _triton_stem
 from tests.layers.test_fused_star import assert_values, block, step
 from tests.ops.test_every_operator import ALL, DTYPES, LAYOUTS, arguments, call, gradients, make, oracle
 from tests.tolerance import assert_close
@@ -126,7 +127,7 @@ def test_shift_of_many_runs_reads_a_table(offsets, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("name", "case"), MOVING.items(), ids=MOVING)
 def test_elements_beyond_int32_are_addressed_in_int64(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _triton_parts.index_type(2**31) == tl.int64 and _triton_parts.index_type(2**30) == tl.int32
-    for module in (_triton_shift, _triton_conv, _triton_forward):
+    for module in (_triton_shift, _triton_conv, _triton_forward, _triton_strips, _triton_stem):
         monkeypatch.setattr(module, "index_type", lambda *sizes: tl.int64)
     tensors = make(case, torch.float32)
     expected = call(name, tensors, case)
@@ -134,8 +135,22 @@ def test_elements_beyond_int32_are_addressed_in_int64(name: str, case: Case, mon
         assert_close("output", call(name, tensors, case), expected)
 
 
+@pytest.mark.parametrize("span", [4, 7])
+def test_depthwise_lanes_sum_over_several_images(span: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a batch has more strips than a GPU has lanes; the last lanes have fewer images than the others."""
+    monkeypatch.setattr(_triton_strips, "LANES", 10)
+    monkeypatch.setattr(_triton_strips, "SPANS", (span,))
+    case = Case("images", "", {"x": (7, 3, 5, 9), "weight": (3, 1, 5, 3), "bias": (3,)}, {"padding": (2, 1)})
+    _, expected = oracle("depthwise_conv2d", case, torch.float32)
+    tensors = make(case, torch.float32, torch.channels_last)
+    with use_kernel("triton"):
+        grads = gradients(call("depthwise_conv2d", tensors, case), tensors)
+    for key, grad in grads.items():
+        assert_close(f"gradient of {key}", grad, expected[key])
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["kernel3", "product"])
+@pytest.mark.parametrize("name", ["kernel3", "product", "no-vector-fits"])
 def test_star_block_equals_the_layers_in_float64(name: str, training: bool) -> None:
     made, x = block(name, training)
     expected_out, expected = step(copy.deepcopy(made).double(), x.double(), fused=False)

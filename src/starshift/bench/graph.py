@@ -29,5 +29,5 @@ def recorded(work: Callable[[], object]) -> Callable[[], None]:
     def replay() -> None:
         graph.replay()
 
-    replay.kept = kept  # type: ignore[attr-defined]  # the memory that is written again
+    replay.kept = work, kept  # type: ignore[attr-defined]  # the memory that is read and written again
     return replay

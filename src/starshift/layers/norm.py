@@ -117,10 +117,15 @@ def normalise(
 class _WithoutEffect(torch.autograd.Function):
     """A parameter that the result does not depend on, with a gradient of zeros all the same."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parameter: Tensor) -> Tensor:
-        ctx.like = parameter.detach()
+    def forward(x: Tensor, parameter: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.like = inputs[1].detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:

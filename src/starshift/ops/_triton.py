@@ -282,7 +282,7 @@ def _milliseconds(run: Callable[[], None]) -> float:
 
 
 def _as_json(choice: Config) -> dict[str, Any]:
-    made = {"warps": choice.warps, "stages": choice.stages, "blocks": dict(choice.blocks)}
+    made: dict[str, Any] = {"warps": choice.warps, "stages": choice.stages, "blocks": dict(choice.blocks)}
     return made if choice.registers is None else {**made, "registers": choice.registers}
 
 

@@ -147,8 +147,7 @@ def convolve(
     """``sample_scale * convolution + residual`` of channels-last x, (N, C, *size), with the filters or the ``turned``
     filters; sample_scale: (N,) in float32; residual: as the result, channels last."""
     if strips.serves(weight, stride, padding, dilation):
-        taps, bias = taps_first(weight), None if bias is None else bias.contiguous()
-        return strips.convolve(x, taps, bias, size, padding, turned, sample_scale, residual)[0]
+        return strips.convolve(x, taps_first(weight), bias, size, padding, turned, sample_scale, residual)[0]
     n, channels, height, width = x.shape
     out = torch.empty((n, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel():

@@ -344,7 +344,7 @@ def _products(sizes: Sizes, wide: dict[str, Tensor]) -> list[Tensor]:
     branches = _product(wide["wide_grads"], wide["normed"])
     projection = _product(wide["completed"], wide["product"])
     shapes = ((k, c), (k,), (k, c), (k,), (sizes.outputs, k), (sizes.outputs,))
-    parts = [torch.empty(shape, dtype=torch.float32, device=branches.device) for shape in shapes]
+    w1, b1, w2, b2, wg, bg = (torch.empty(shape, dtype=torch.float32, device=branches.device) for shape in shapes)
     launch(
         _take_apart,
         [config(4, 1, BLOCK=1024)],
@@ -353,12 +353,17 @@ def _products(sizes: Sizes, wide: dict[str, Tensor]) -> list[Tensor]:
         branches.device,
         branches=branches,
         projection=projection,
+        w1_grad=w1,
+        b1_grad=b1,
+        w2_grad=w2,
+        b2_grad=b2,
+        wg_grad=wg,
+        bg_grad=bg,
         C=c,
         K=k,
         D=sizes.outputs,
-        **dict(zip(("w1_grad", "b1_grad", "w2_grad", "b2_grad", "wg_grad", "bg_grad"), parts, strict=True)),
     )
-    return parts
+    return [w1, b1, w2, b2, wg, bg]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ class Prepared:
         starts = [0]
         for size in sizes:
             starts.append(starts[-1] + cdiv(size, ALIGNED) * ALIGNED)
+        given = {name: None if t is None else t.contiguous() for name, t in w._asdict().items()}
         narrow = torch.empty(starts[-1], dtype=x.dtype, device=x.device)
         squares = [weight.shape[2] * weight.shape[3] for weight in (w.wd, w.we)]
         taps = torch.empty((sum(squares) + 1) * channels, dtype=torch.float32, device=x.device)
@@ -125,17 +126,7 @@ class Prepared:
             lambda b: (cdiv(max(*sizes, *(s * channels for s in squares)), b["BLOCK"]), 9),
             (),
             x.device,
-            wd=w.wd.contiguous(),
-            we=w.we.contiguous(),
-            w1=w.w1.contiguous(),
-            b1=w.b1,
-            w2=w.w2.contiguous(),
-            b2=w.b2,
-            wg=w.wg.contiguous(),
-            gamma1=w.gamma1,
-            beta1=w.beta1,
-            gamma2=w.gamma2,
-            beta2=w.beta2,
+            **{name: t for name, t in given.items() if name not in ("bd", "bg", "be")},
             statistics=statistics,
             narrow=narrow,
             taps=taps,
