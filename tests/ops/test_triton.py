@@ -132,7 +132,7 @@ def test_a_kernel_is_compiled_once_for_what_it_was_specialised_to() -> None:
         _triton._run(kernel, config(4, 1, BLOCK=block), (size,), device, {"size": size, "x": x})
 
     run(x, 48)
-    assert kernel.compiled == [{"x": x, "size": 48, "BLOCK": 16, "num_warps": 4, "num_stages": 1}]
+    assert kernel.compiled == [{"x": x, "size": 48, "BLOCK": 16, "num_warps": 4, "num_stages": 1, "maxnreg": None}]
     run(torch.ones(64), 48)
     ((grid, values),) = kernel.launched
     assert grid == (48, 1, 1) and torch.equal(values[0], torch.ones(64)) and values[1:] == (48, 16)
