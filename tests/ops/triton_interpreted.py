@@ -164,6 +164,16 @@ def test_star_block_equals_the_layers_in_float64(name: str, training: bool) -> N
     assert_values(values, expected, training)
 
 
+def test_a_mean_far_from_the_running_one_costs_no_digits() -> None:
+    made, x = block("kernel3", True)
+    with torch.no_grad():
+        made.dwconv.conv.bias += 1000
+    expected = step(copy.deepcopy(made).double(), x.double(), fused=False)[1]["dwconv.bn.running_var"]
+    with use_kernel("triton"):
+        actual = step(made, x, fused=True)[1]["dwconv.bn.running_var"]
+    assert ((actual - expected) / expected).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("name", [case.name for n, case in CASES if n == "star_mlp" and case.tensors["bg"]][:3])
 def test_star_mlp_by_stored_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_triton_backward, "STORED_FROM", 1)

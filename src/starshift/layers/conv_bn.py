@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from starshift.layers.activation import one_of
@@ -12,6 +13,7 @@ from starshift.layers.folding import Foldable, Run, fuse_conv_bn_
 from starshift.layers.norm import can_normalise, has_kernels, is_watched, norm_act, normalise
 from starshift.layers.prepared import run_prepared
 from starshift.ops import ACTIVATIONS, stem_conv2d
+from starshift.ops._operator import autocast_dtype
 from starshift.ops.conv.infer import Prepared
 
 MOST_IMAGE_CHANNELS = 4
@@ -57,15 +59,26 @@ def conv_norm_act(conv: nn.Conv2d, norm: nn.Module, x: Tensor, act: str) -> Tens
     plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros" and not is_watched(conv)
     if not plain or isinstance(conv.padding, str) or conv.dilation != (1, 1):
         return norm_act(norm, conv(x), act)
-    if conv.in_channels <= MOST_IMAGE_CHANNELS and has_kernels(x, "stem_conv2d"):
+    if conv.in_channels <= MOST_IMAGE_CHANNELS and _takes(conv, x) and has_kernels(x, "stem_conv2d"):
         y = stem_conv2d(x, conv.weight, conv.bias, _two(conv.stride), _two(conv.padding))
         return norm_act(norm, y, act)
-    if conv.bias is None or not _drops_biases(x) or type(norm) is not nn.BatchNorm2d or not norm.training:
+    trained = type(norm) is nn.BatchNorm2d and norm.training and not is_watched(norm)
+    if conv.bias is None or not trained or not _drops_biases(x) or not _is_last(x, conv.weight):
         return norm_act(norm, conv(x), act)
     y = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding)
-    if is_watched(norm) or not can_normalise(norm, y):
+    if not can_normalise(norm, y):
         return norm_act(norm, y + conv.bias.to(y.dtype).view(-1, 1, 1), act)
     return normalise(norm, y, act, absent=conv.bias)
+
+
+def _takes(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether the layer itself would take x, in the dtypes that both are in."""
+    fits = x.dim() == 4 and x.shape[1] == conv.in_channels and x.is_floating_point()
+    return fits and (autocast_dtype(x) is not None or x.dtype == conv.weight.dtype)
+
+
+def _is_last(*tensors: Tensor) -> bool:
+    return any(t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
 def _drops_biases(x: Tensor) -> bool:

@@ -45,7 +45,8 @@ class Config:
     @property
     def options(self) -> dict[str, Any]:
         """As Triton's launcher takes them."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers, **self.blocks}
+        made = {"num_warps": self.warps, "num_stages": self.stages, **self.blocks}
+        return made if self.registers is None else {**made, "maxnreg": self.registers}
 
 
 def config(warps: int, stages: int, registers: int | None = None, **blocks: int) -> Config:
@@ -58,6 +59,8 @@ def _load() -> str | None:
     """Why Triton cannot be used; None when it can."""
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
+    if torch.version.hip is not None:
+        return "the kernels are for NVIDIA's devices"
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -4,9 +4,9 @@
 # mypy: disable-error-code="assignment"
 """Depthwise convolution of stride 1 in Triton, and the gradient of its filters. x_NHWC, grad_NHWC; w_IJC: I x J taps.
 
-A lane owns one channel of a strip of SPAN columns of one image and walks down its rows. It reads every value of its
-strip once, and holds in registers all taps of its channel and the I rows that a row of the input meets: sums of
-outputs, or gradients. Rows leave this ring at one end and enter at the other.
+A lane owns one channel of a strip of SPAN columns of one image and walks down its rows. It reads each row of its strip
+once (the last one twice, as its own successor), and holds in registers all taps of its channel and the I rows that a
+row of the input meets: sums of outputs, or gradients. Rows leave this ring at one end and enter at the other.
 """
 
 from __future__ import annotations
@@ -278,13 +278,14 @@ def weights(
         x_at = x + image * height * width * C + (u - pad_x) * C + c
         grad_at = grad + (image * out_height + first) * out_width * C + u * C + c
         ring = _repeat(zero, (KH - 1) * SPAN)
-        for q in range(KH - 1):
-            here = there & (first + q >= 0) & (first + q < out_height)
-            newest = _wide(_load_row(grad_at, _and_all(met, here, SPAN), C, SPAN), SPAN)
-            for k in tl.static_range(SPAN):
-                bias_sum += newest[k]
-            ring = ring[SPAN:] + newest
-            grad_at += out_width * C
+        if KH > 1:  # else the ring is empty, and a loop that fills it could not be compiled
+            for q in range(KH - 1):
+                here = there & (first + q >= 0) & (first + q < out_height)
+                newest = _wide(_load_row(grad_at, _and_all(met, here, SPAN), C, SPAN), SPAN)
+                for k in tl.static_range(SPAN):
+                    bias_sum += newest[k]
+                ring = ring[SPAN:] + newest
+                grad_at += out_width * C
         entering = _load_row(grad_at, _and_all(met, there & (pad_y < out_height), SPAN), C, SPAN)
         coming = _load_row(x_at, inside, C, SPAN + KW - 1)
         for s in range(height):

@@ -20,6 +20,7 @@ def supports(
     """One dtype, filters of 1x1 to 7x7, and as many pixels as int32 can count."""
     tensors = [t for t in (x, weight, bias) if t is not None]
     n, _, height, width = x.shape
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     padded = n * (height + 2 * padding[0]) * (width + 2 * padding[1])
     return (
         _triton.usable(*tensors)
@@ -27,6 +28,8 @@ def supports(
         and max(weight.shape[2:]) <= LARGEST
         and 3 * stride[0] + (weight.shape[2] - 1) * dilation[0] < MOST_UNROLLED
         and padded < _triton.MOST_PIXELS
+        and height + 2 * padding[0] > reach[0]
+        and width + 2 * padding[1] > reach[1]
     )
 
 

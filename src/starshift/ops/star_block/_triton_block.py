@@ -2,9 +2,9 @@
 """StarNet's block of the Triton kernels of its parts.
 
 The star reads its input, and the gradient at its output, through the batch norms beside it as it loads them, and the
-second convolution its input. The convolutions gather, as they write, what the norm at their output needs: its moments
-forward, the sums for its gradient backward. Only the gradient at the first norm's input is a pass of its own, since two
-kernels read it.
+second convolution its input. The convolutions gather, as they write, what a norm needs: the first norm's moments
+forward, the sums for the second norm's gradient backward. Passes of their own are the second norm's moments, the sums
+for the first norm's gradient, and that gradient, since two kernels read it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def star_block(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     statistics = (
         torch.empty((4, x.shape[1]), dtype=torch.float32, device=x.device) if training else torch.stack(running).float()
     )
-    y, parts = _convolve(x, read.wd, read.zeros if w.bd is None else w.bd, center=running[0] if training else None)
+    y, parts = _convolve(x, read.wd, read.zeros if w.bd is None else w.bd, center=read.center if training else None)
     norm1 = Norm(pixel_rows(y), w.gamma1, w.beta1, statistics[0], statistics[1], eps1)
-    norm1.gather(training, parts, running[0])
+    norm1.gather(training, parts, read.center)
     z = torch.empty_like(norm1.x)
     forward_rows(sizes, norm1.x, w.bg, z, _arguments(sizes, read, act, placement), norm1.affine)
     norm2 = Norm(z, w.gamma2, w.beta2, statistics[2], statistics[3], eps2)

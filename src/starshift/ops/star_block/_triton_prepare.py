@@ -39,8 +39,24 @@ def _coefficients(mean, var, gamma, beta, eps, affine, c, C: tl.constexpr):
 
 
 @triton.jit
+def _one_output(x, weight, bias, out, c, height, width, C: tl.constexpr, KD: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """The convolution's output in the middle of the first image."""
+    total = tl.zeros_like(c).to(tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + c, mask=c < C, other=0)
+    for t in range(KD * KD):
+        row, column = height // 2 - KD // 2 + t // KD, width // 2 - KD // 2 + t % KD
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (c < C)
+        value = tl.load(x + (row * width + column) * C + c, mask=inside, other=0).to(tl.float32)
+        total += value * tl.load(weight + c * (KD * KD) + t, mask=c < C, other=0)
+    tl.store(out + c, total, mask=c < C)
+
+
+@triton.jit
 def _prepare(
+    x,
     wd,
+    bd,
     we,
     w1,
     b1,
@@ -61,16 +77,22 @@ def _prepare(
     third,
     fourth,
     fifth,
+    height,
+    width,
     C: tl.constexpr,
     K: tl.constexpr,
-    TAPS_D: tl.constexpr,
-    TAPS_E: tl.constexpr,
+    KD: tl.constexpr,
+    KE: tl.constexpr,
+    HAS_BD: tl.constexpr,
     HAS_B1: tl.constexpr,
     HAS_B2: tl.constexpr,
     NORMED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The second dimension of the grid is the tensor: w1, w2, wg, b1, b2, wd, we, the two norms."""
+    """The second dimension of the grid is the tensor: w1, w2, wg, b1, b2, wd, we, the two norms, or, without norms, the
+    centre of the sums."""
+    TAPS_D: tl.constexpr = KD * KD
+    TAPS_E: tl.constexpr = KE * KE
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(1)
     if part == 0:
@@ -91,7 +113,10 @@ def _prepare(
     elif part == 6:
         _taps_first(we, taps + C * TAPS_D, index, C, TAPS_E)
     elif part == 7:
-        if NORMED:
+        if not NORMED:
+            center = taps + C * (TAPS_D + TAPS_E + 1)
+            _one_output(x, wd, bd, center, index, height, width, C, KD, HAS_BD)
+        else:
             _coefficients(statistics, statistics + C, gamma1, beta1, eps1, affine, index, C)
     else:
         if NORMED:
@@ -104,6 +129,8 @@ class Prepared:
     Attributes:
         w1, w2: (K, C). b1, b2: (K,) or None. wg: (C, K). All of x's dtype.
         wd, we: taps first, (k, k, C), float32. zeros: a bias, (C,), where there is none: one kernel less to compile.
+        center: without ``statistics``, an output of the first convolution for each channel, (C,): sums of outputs less
+            this lose no digits to a large mean.
         affines: mean, scale and bias of each norm, (2, 3 C), by ``statistics``; None without.
     """
 
@@ -118,7 +145,7 @@ class Prepared:
         given = {name: None if t is None else t.contiguous() for name, t in w._asdict().items()}
         narrow = torch.empty(starts[-1], dtype=x.dtype, device=x.device)
         squares = [weight.shape[2] * weight.shape[3] for weight in (w.wd, w.we)]
-        taps = torch.empty((sum(squares) + 1) * channels, dtype=torch.float32, device=x.device)
+        taps = torch.empty((sum(squares) + 2) * channels, dtype=torch.float32, device=x.device)
         self.affines = None if statistics is None else torch.empty((2, 3 * channels), device=x.device)
         launch(
             _prepare,
@@ -126,7 +153,8 @@ class Prepared:
             lambda b: (cdiv(max(*sizes, *(s * channels for s in squares)), b["BLOCK"]), 9),
             (),
             x.device,
-            **{name: t for name, t in given.items() if name not in ("bd", "bg", "be")},
+            x=x,
+            **{name: t for name, t in given.items() if name not in ("bg", "be")},
             statistics=statistics,
             narrow=narrow,
             taps=taps,
@@ -139,8 +167,11 @@ class Prepared:
             fifth=starts[4],
             C=channels,
             K=hidden,
-            TAPS_D=squares[0],
-            TAPS_E=squares[1],
+            height=x.shape[2],
+            width=x.shape[3],
+            KD=w.wd.shape[2],
+            KE=w.we.shape[2],
+            HAS_BD=w.bd is not None,
             HAS_B1=w.b1 is not None,
             HAS_B2=w.b2 is not None,
             NORMED=statistics is not None,
@@ -148,5 +179,5 @@ class Prepared:
         w1, w2, wg, b1, b2 = (narrow[start : start + size] for start, size in zip(starts, sizes, strict=False))
         self.w1, self.w2, self.wg = w1.view(hidden, channels), w2.view(hidden, channels), wg.view(channels, hidden)
         self.b1, self.b2 = b1 if w.b1 is not None else None, b2 if w.b2 is not None else None
-        wd, we, self.zeros = taps.split([square * channels for square in (*squares, 1)])
+        wd, we, self.zeros, self.center = taps.split([square * channels for square in (*squares, 1, 1)])
         self.wd, self.we = wd.view(*w.wd.shape[2:], channels), we.view(*w.we.shape[2:], channels)

@@ -56,8 +56,8 @@ def _patches(
     column = (u * STRIDE_X - pad_x)[:, None] + j[None, :]
     inside = (line >= 0) & (line < height) & (column >= 0) & (column < width)
     inside = inside & (row < rows)[:, None] & (t < C * KH * KW)[None, :]
-    at = (image.to(INDEX) * image_stride)[:, None] + (c * channel_stride)[None, :]
-    at += line * row_stride + column * column_stride
+    at = (image.to(INDEX) * image_stride)[:, None] + (c.to(INDEX) * channel_stride)[None, :]
+    at += line.to(INDEX) * row_stride + column.to(INDEX) * column_stride
     return tl.load(x + at, mask=inside, other=0)
 
 
@@ -213,7 +213,7 @@ def stem_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int
             bias=None if bias is None else bias.contiguous(),
             out=out,
             HAS_BIAS=bias is not None,
-            INDEX=index_type(x, out),
+            INDEX=index_type(_extent(x), out),
             **arguments,
         )
     return out.contiguous(memory_format=image_layout(x, weight))
@@ -235,11 +235,16 @@ def stem_conv2d_backward(
         grad=pixel_rows(grad),
         parts=sums,
         part_rows=part_rows,
-        INDEX=index_type(x, grad),
+        INDEX=index_type(_extent(x), grad),
         **arguments,
     )
     weight_grad, bias_grad = sum_parts(sums, (out_channels, kh, kw, channels), (out_channels,))
     return weight_grad.permute(0, 3, 1, 2).to(weight.dtype).contiguous(), bias_grad.to(weight.dtype)
+
+
+def _extent(x: Tensor) -> int:
+    """Elements from the first to the last, which a view does not have all."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _key(x: Tensor, weight: Tensor, stride: list[int]) -> tuple[Any, ...]:

@@ -26,6 +26,8 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], 
         and weight.shape[1:].numel() <= MOST_TAPS
         and weight.shape[0] <= MOST_CHANNELS
         and pixels < _triton.MOST_PIXELS
+        and height + 2 * padding[0] >= weight.shape[2]
+        and width + 2 * padding[1] >= weight.shape[3]
     )
 
 
