@@ -19,10 +19,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # t
 from _deploy import accelerated, deploy, int8, lowerings, own_onnx, predict  # noqa: E402
 from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, spread, table  # noqa: E402
 
+from starshift.bench.sides import GRAPH, OURS  # noqa: E402
+
 # Then the backward of this peer ran our kernel.
 FAULTY = {("plain PyTorch, autograd", commit) for commit in ("4db9a608a1f4", "ccabd0dbdbea")}
 LEAST_ROUNDS = 3  # fewer are not shown
-OURS, GRAPH = "starshift", " + CUDA graph"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.S)
 README_MODELS = (
     *(f"starnet_{size}" for size in ("s050", "s100", "s150", "s1", "s2", "s3", "s4")),
@@ -170,12 +171,10 @@ def training_speed() -> str:
     for ours, peers in runs("training_speed.csv", "amp"):
         timms = [peer for peer in peers if peer["mode"].startswith("timm")]
         eager = next((peer for peer in timms if peer["mode"] == "timm channels last"), None)
-        ours["memory_mb"] = next(
-            (r["memory_mb"] for r in (ours, *peers) if r["mode"] == OURS), ""
-        )  # a graph's: unknown
+        alone = {r["mode"]: r for r in (ours, *peers)}  # a graph's memory is unknown: it is that of the step alone
+        ours["memory_mb"] = alone[OURS]["memory_mb"] if OURS in alone else ""
         for peer in [min(timms, key=lambda p: float(p["ratio"]))] if timms else peers:
-            alone = peer["mode"].removesuffix(GRAPH)
-            beside = eager or next((r for r in timms if r["mode"] == alone), peer)
+            beside = eager or alone.get(peer["mode"].removesuffix(GRAPH), peer)
             memory = (
                 f"{ours['memory_mb']} / {beside['memory_mb']}" if ours["memory_mb"] and beside["memory_mb"] else "-"
             )

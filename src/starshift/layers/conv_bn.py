@@ -48,27 +48,37 @@ class ConvBN(Foldable):
 
     def prepare(self) -> Run | None:
         conv = self.conv
-        plain = type(conv) is nn.Conv2d and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
-        if not plain or isinstance(conv.padding, str) or type(self.bn) is not nn.Identity:
+        padding = _plain_padding(conv)
+        if padding is None or type(self.bn) is not nn.Identity:
             return None
-        return Prepared(conv.weight, conv.bias, conv.stride, conv.padding, self.act)
+        return Prepared(conv.weight, conv.bias, conv.stride, padding, self.act)
 
 
 def conv_norm_act(conv: nn.Conv2d, norm: nn.Module, x: Tensor, act: str) -> Tensor:
     """``act(norm(conv(x)))``: images by their own kernel; on a GPU no bias is added that the norm would take away."""
-    plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros" and not is_watched(conv)
-    if not plain or isinstance(conv.padding, str) or conv.dilation != (1, 1):
+    padding = _plain_padding(conv)
+    if padding is None or is_watched(conv):
         return norm_act(norm, conv(x), act)
     if conv.in_channels <= MOST_IMAGE_CHANNELS and _takes(conv, x) and has_kernels(x, "stem_conv2d"):
-        y = stem_conv2d(x, conv.weight, conv.bias, _two(conv.stride), _two(conv.padding))
+        stride: Any = conv.stride
+        y = stem_conv2d(x, conv.weight, conv.bias, stride, padding)
         return norm_act(norm, y, act)
     trained = type(norm) is nn.BatchNorm2d and norm.training and not is_watched(norm)
     if conv.bias is None or not trained or not _drops_biases(x) or not _is_last(x, conv.weight):
         return norm_act(norm, conv(x), act)
-    y = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+    y = nn.functional.conv2d(x, conv.weight, None, conv.stride, padding)
     if not can_normalise(norm, y):
         return norm_act(norm, y + conv.bias.to(y.dtype).view(-1, 1, 1), act)
     return normalise(norm, y, act, absent=conv.bias)
+
+
+def _plain_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """(vertical, horizontal), of a dense convolution that is padded with zeros; None of any other."""
+    plain = type(conv) is nn.Conv2d and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+    if not plain or isinstance(conv.padding, str):
+        return None
+    vertical, horizontal = conv.padding
+    return vertical, horizontal
 
 
 def _takes(conv: nn.Conv2d, x: Tensor) -> bool:
@@ -84,10 +94,6 @@ def _is_last(*tensors: Tensor) -> bool:
 def _drops_biases(x: Tensor) -> bool:
     """A convolution on a GPU adds its bias, and sums the gradient for it, in passes of their own."""
     return x.is_cuda
-
-
-def _two(values: tuple[int, ...]) -> tuple[int, int]:
-    return values[0], values[1]
 
 
 def plain_conv(layer: Any) -> Any:

@@ -14,6 +14,7 @@ from starshift.layers.depthwise import DepthwiseConv2d
 from starshift.layers.norm import has_kernels, is_watched, next_momentum
 from starshift.layers.shift import Shift2d
 from starshift.ops._operator import autocast_dtype
+from starshift.ops.norm import move_running
 from starshift.ops.star_block import Weights, star_block
 from starshift.ops.star_block.cuda import why_not_on_gpu
 from starshift.ops.star_block.infer import Depthwise, Folded, Prepared, Space
@@ -105,20 +106,15 @@ def run(block: Any, x: Tensor, act: str, placement: str) -> Tensor:
 
 def _move_running(norm1: Any, norm2: Any, statistics: Tensor, count: int) -> None:
     """Both norms' statistics together: each operation on so few numbers costs as much as one on many."""
-    means, unbiased = statistics[::2], statistics[1::2] * (count / (count - 1))
-    running = [norm1.running_mean, norm2.running_mean, norm1.running_var, norm2.running_var]
-    counts = [norm.num_batches_tracked for norm in (norm1, norm2)]
-    if None in (norm1.momentum, norm2.momentum) or any(c is None for c in counts):
-        momentum = next_momentum(norm1), next_momentum(norm2)
-    else:
-        torch._foreach_add_(counts, 1)
-        momentum = norm1.momentum, norm2.momentum
+    norms, (means, variances) = (norm1, norm2), (statistics[::2], statistics[1::2])
+    momentum = [next_momentum(norm) for norm in norms]
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
     if momentum[0] == momentum[1] and all(t.dtype == statistics.dtype for t in running):
+        unbiased = variances * (count / (count - 1))
         torch._foreach_lerp_(running, [*means.unbind(), *unbiased.unbind()], momentum[0])
         return
-    for norm, mean, var, weight in zip((norm1, norm2), means, unbiased, momentum, strict=True):
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
-        norm.running_var.lerp_(var.to(norm.running_var.dtype), weight)
+    for norm, mean, var, weight in zip(norms, means, variances, momentum, strict=True):
+        move_running(norm.running_mean, norm.running_var, mean, var, count, weight)
 
 
 def prepare(block: Any, before: nn.Module, after: nn.Module, act: str, placement: str = "first") -> Prepared | None:

@@ -43,18 +43,22 @@ def complete(g, value, completion, c, C: tl.constexpr):
 
 
 @triton.jit
-def _sum_parts(parts, out, size, count, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """out[i] = the sum of parts[0, i], parts[1, i], ...: ROWS interleaved sums, then their sum."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    index = tl.arange(0, BLOCK)
+def ordered_sum(parts, index, size, count, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """The sum of parts[0, index], parts[1, index], ..., of (count, size): ROWS interleaved sums, then their sum."""
     row = tl.arange(0, ROWS)
-    inside = index < size - start
     total = tl.zeros([ROWS, BLOCK], tl.float32)
-    at = parts + start + row[:, None].to(tl.int64) * size + index[None, :]
+    at = parts + row[:, None].to(tl.int64) * size + index[None, :]
     for first in range(0, count, ROWS):
-        total += tl.load(at, mask=(row < count - first)[:, None] & inside[None, :], other=0)
+        total += tl.load(at, mask=(row < count - first)[:, None] & (index < size)[None, :], other=0)
         at += ROWS * size
-    tl.store(out + start + index, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _sum_parts(parts, out, size, count, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = ordered_sum(parts, index, size, count, BLOCK, ROWS)
+    tl.store(out + index, total.to(out.dtype.element_ty), mask=index < size)
 
 
 INTERPRETED = tl.constexpr(not isinstance(_sum_parts, triton.runtime.JITFunction))

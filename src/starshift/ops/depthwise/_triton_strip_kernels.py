@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from starshift.ops._triton_parts import ordered_sum
+
 SIZES = ("height", "width", "out_height", "out_width", "pad_y", "pad_x", "lanes", "strips")
 """For whose values no kernel is compiled anew: it takes seconds."""
 
@@ -318,14 +320,7 @@ def sum_weights(
 ):
     """The parts, in order, with channels first."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.arange(0, ROWS)
-    inside = index < (TAPS + 1) * C
-    total = tl.zeros([ROWS, BLOCK], tl.float32)
-    at = parts + row[:, None].to(tl.int64) * ((TAPS + 1) * C) + index[None, :]
-    for first in range(0, count, ROWS):
-        total += tl.load(at, mask=(row < count - first)[:, None] & inside[None, :], other=0)
-        at += ROWS * (TAPS + 1) * C
-    value = tl.sum(total, 0)
+    value = ordered_sum(parts, index, (TAPS + 1) * C, count, BLOCK, ROWS)
     tap, c = index // C, index % C
     tl.store(weight_grad + c * TAPS + tap, value, mask=tap < TAPS)
     tl.store(bias_grad + c, value, mask=tap == TAPS)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from starshift.ops._triton import cdiv, config, launch, processors
+from starshift.ops._triton import Config, cdiv, config, launch, processors
 from starshift.ops._triton_parts import index_type
 from starshift.ops.depthwise import _triton_strip_kernels as kernels
 
@@ -46,21 +49,19 @@ def convolve(
             and of its square, or, with ``partner``, of the result and of its product with (partner - center).
         partner: as the result, channels last.
     """
-    n, channels, height, width = x.shape
-    out_height, out_width = size
+    n, channels = x.shape[:2]
     out = torch.empty((n, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    span = _span(out_width)
-    strips = cdiv(out_width, span)
-    lanes = n * strips * channels
+    choice, geometry = _geometry(x, size, padding)
+    columns = n * geometry["strips"]
     if not out.numel():
         return out, None
     parts = None
     if center is not None:
-        parts = torch.empty((n * strips, 2, channels), dtype=torch.float32, device=x.device)
+        parts = torch.empty((columns, 2, channels), dtype=torch.float32, device=x.device)
     launch(
         kernels.convolve,
-        [config(BLOCK // 32, 1, REGISTERS, SPAN=span, BLOCK=BLOCK)],
-        lambda b: (cdiv(lanes, b["BLOCK"]),),
+        [choice],
+        lambda b: (cdiv(columns * channels, b["BLOCK"]),),
         (),
         x.device,
         x=x,
@@ -73,15 +74,8 @@ def convolve(
         center=center,
         parts=parts,
         out=out,
-        lanes=lanes,
-        strips=strips,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
-        pad_y=padding[0],
-        pad_x=padding[1],
-        C=channels,
+        lanes=columns * channels,
+        **geometry,
         KH=taps.shape[0],
         KW=taps.shape[1],
         first_tap=taps.shape[0] * taps.shape[1] - 1 if turned else 0,
@@ -100,11 +94,10 @@ def weight_grads(
     grad: Tensor, x: Tensor, weight: Tensor, padding: list[int], affine: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias, in float32; images channels last, x behind the batch norm ``affine`` if given."""
-    n, channels, height, width = x.shape
+    n, channels = x.shape[:2]
     kh, kw = weight.shape[2:]
-    out_height, out_width = grad.shape[2:]
-    span = _span(out_width)
-    strips = cdiv(out_width, span)
+    choice, geometry = _geometry(x, grad.shape[2:], padding)
+    strips = geometry["strips"]
     each = max(1, n * strips * channels // (processors(x.device) * LANES))
     groups = cdiv(n, each) * strips
     parts, weight_grad, bias_grad = (
@@ -113,7 +106,7 @@ def weight_grads(
     )
     launch(
         kernels.weights,
-        [config(BLOCK // 32, 1, REGISTERS, SPAN=span, BLOCK=BLOCK)],
+        [choice],
         lambda b: (cdiv(groups * channels, b["BLOCK"]),),
         (),
         x.device,
@@ -124,14 +117,7 @@ def weight_grads(
         images=n,
         each=each,
         lanes=groups * channels,
-        strips=strips,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
-        pad_y=padding[0],
-        pad_x=padding[1],
-        C=channels,
+        **geometry,
         KH=kh,
         KW=kw,
         NORMED=affine is not None,
@@ -153,5 +139,10 @@ def weight_grads(
     return weight_grad, bias_grad
 
 
-def _span(width: int) -> int:
-    return min(SPANS, key=lambda span: cdiv(width, span) * span)
+def _geometry(x: Tensor, out: Sequence[int], padding: list[int]) -> tuple[Config, dict[str, Any]]:
+    """How the strips of an output of this size are worked on, and the sizes that both kernels are handed."""
+    _, channels, height, width = x.shape
+    span = min(SPANS, key=lambda span: cdiv(out[1], span) * span)
+    sizes = {"height": height, "width": width, "out_height": out[0], "out_width": out[1], "C": channels}
+    sizes |= {"pad_y": padding[0], "pad_x": padding[1], "strips": cdiv(out[1], span)}
+    return config(BLOCK // 32, 1, REGISTERS, SPAN=span, BLOCK=BLOCK), sizes

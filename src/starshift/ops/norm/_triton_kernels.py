@@ -65,6 +65,14 @@ def load_channels(pointer, c, C: tl.constexpr, DEFAULT: tl.constexpr, PRESENT: t
 
 
 @triton.jit
+def store_affine(affine, c, mean, var, weight, bias, eps, C: tl.constexpr):
+    """A norm as three numbers a channel: mean, scale and bias."""
+    tl.store(affine + c, mean, mask=c < C)
+    tl.store(affine + C + c, weight / tl.sqrt(var + eps), mask=c < C)
+    tl.store(affine + 2 * C + c, bias, mask=c < C)
+
+
+@triton.jit
 def finish(
     parts,
     center,
@@ -97,10 +105,9 @@ def finish(
     else:
         used_mean = tl.load(mean + c, mask=c < C, other=0).to(tl.float32)
         used_var = tl.load(var + c, mask=c < C, other=1).to(tl.float32)
-    scale = load_channels(weight, c, C, 1.0, HAS_WEIGHT) / tl.sqrt(used_var + eps)
-    tl.store(affine + c, used_mean, mask=c < C)
-    tl.store(affine + C + c, scale, mask=c < C)
-    tl.store(affine + 2 * C + c, load_channels(bias, c, C, 0.0, HAS_BIAS), mask=c < C)
+    used_weight = load_channels(weight, c, C, 1.0, HAS_WEIGHT)
+    used_bias = load_channels(bias, c, C, 0.0, HAS_BIAS)
+    store_affine(affine, c, used_mean, used_var, used_weight, used_bias, eps, C)
 
 
 @triton.jit

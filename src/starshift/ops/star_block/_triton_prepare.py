@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from starshift.ops._triton import cdiv, config, launch
+from starshift.ops.norm._triton_kernels import store_affine
 from starshift.ops.star_block import Weights
 
 ALIGNED = 8
@@ -31,11 +32,9 @@ def _taps_first(weight, taps, index, C: tl.constexpr, TAPS: tl.constexpr):
 
 @triton.jit
 def _coefficients(mean, var, gamma, beta, eps, affine, c, C: tl.constexpr):
-    inside = c < C
-    scale = tl.load(gamma + c, mask=inside, other=0) / tl.sqrt(tl.load(var + c, mask=inside, other=1) + eps)
-    tl.store(affine + c, tl.load(mean + c, mask=inside, other=0), mask=inside)
-    tl.store(affine + C + c, scale, mask=inside)
-    tl.store(affine + 2 * C + c, tl.load(beta + c, mask=inside, other=0), mask=inside)
+    used_mean, used_var = tl.load(mean + c, mask=c < C, other=0), tl.load(var + c, mask=c < C, other=1)
+    weight, bias = tl.load(gamma + c, mask=c < C, other=0), tl.load(beta + c, mask=c < C, other=0)
+    store_affine(affine, c, used_mean, used_var, weight, bias, eps, C)
 
 
 @triton.jit

@@ -30,16 +30,8 @@ def _patches(
     x,
     row,
     rows,
-    height,
-    width,
-    out_height,
-    out_width,
-    pad_y,
-    pad_x,
-    image_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
+    size,
+    strides,
     C: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -49,6 +41,8 @@ def _patches(
     BLOCK_T: tl.constexpr,
 ):
     """Tile [output pixel, tap]; zero beside the image."""
+    height, width, out_height, out_width, pad_y, pad_x = size
+    image_stride, channel_stride, row_stride, column_stride = strides
     t = tl.arange(0, BLOCK_T)
     c, j, i = t % C, t // C % KW, t // (C * KW)
     u, y, image = row % out_width, row // out_width % out_height, row // out_width // out_height
@@ -95,28 +89,9 @@ def _forward(
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o = tl.arange(0, BLOCK_O)
     t = tl.arange(0, BLOCK_T)
-    patches = _patches(
-        x,
-        row,
-        rows,
-        height,
-        width,
-        out_height,
-        out_width,
-        pad_y,
-        pad_x,
-        image_stride,
-        channel_stride,
-        row_stride,
-        column_stride,
-        C,
-        KH,
-        KW,
-        STRIDE_Y,
-        STRIDE_X,
-        INDEX,
-        BLOCK_T,
-    )
+    size = (height, width, out_height, out_width, pad_y, pad_x)
+    strides = (image_stride, channel_stride, row_stride, column_stride)
+    patches = _patches(x, row, rows, size, strides, C, KH, KW, STRIDE_Y, STRIDE_X, INDEX, BLOCK_T)
     w_OT = tl.load(weight + o[:, None] * TAPS + t[None, :], mask=(o < K)[:, None] & (t < TAPS)[None, :], other=0)
     total = tl.zeros([BLOCK_R, BLOCK_O], tl.float32)
     if HAS_BIAS:
@@ -162,32 +137,13 @@ def _weights(
     t = tl.arange(0, BLOCK_T)
     total = tl.zeros([BLOCK_O, BLOCK_T], tl.float32)
     bias_sum = tl.zeros([BLOCK_R, BLOCK_O], tl.float32)
+    size = (height, width, out_height, out_width, pad_y, pad_x)
+    strides = (image_stride, channel_stride, row_stride, column_stride)
     for first in range(part * part_rows, end, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
         inside = (row < end)[:, None] & (o < K)[None, :]
         grad_RO = tl.load(grad + row.to(INDEX)[:, None] * K + o[None, :], mask=inside, other=0)
-        patches = _patches(
-            x,
-            row,
-            end,
-            height,
-            width,
-            out_height,
-            out_width,
-            pad_y,
-            pad_x,
-            image_stride,
-            channel_stride,
-            row_stride,
-            column_stride,
-            C,
-            KH,
-            KW,
-            STRIDE_Y,
-            STRIDE_X,
-            INDEX,
-            BLOCK_T,
-        )
+        patches = _patches(x, row, end, size, strides, C, KH, KW, STRIDE_Y, STRIDE_X, INDEX, BLOCK_T)
         total = dot(tl.trans(grad_RO), patches.to(grad_RO.dtype), total, PRECISION)
         bias_sum += grad_RO.to(tl.float32)
     parts += part.to(tl.int64) * (K * TAPS + K)
