@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from starshift.data import Batch
 from starshift.errors import StarshiftError
+from starshift.layers import fold_batchnorm
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +48,7 @@ def validate(
     across_processes: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Run ``model`` in eval mode over ``batches``; its train or eval mode is put back after.
+    """Run a copy of ``model`` in eval mode, its batch norms folded as ``starshift eval`` folds them, over ``batches``.
 
     Top-5 counts the five best classes, or all where there are fewer. With ``across_processes`` each process brings its
     share of the images and all get the means of the whole. ``after_batch`` may raise to break off.
@@ -61,27 +62,23 @@ def validate(
     precise = torch.float32 if device.type == "mps" else torch.float64
     sums = torch.zeros(2, dtype=precise, device=device)  # of losses, of images; torchmetrics' mean would drop NaN
     found = Validation(0.0, 0.0, 0.0)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(precision, device):
-            for batch in batches:
-                found.bad.extend(batch.bad)
-                if not len(batch.image):
-                    continue
-                layout = torch.channels_last if channels_last else torch.contiguous_format
-                image = batch.image.to(device, non_blocking=True, memory_format=layout)
-                target = batch.target.to(device, non_blocking=True)
-                logits = model(image).float()
-                losses = F.cross_entropy(logits, target, reduction="none")
-                top1.update(logits, target)
-                top5.update(logits, target)
-                sums += torch.stack([losses.sum(dtype=precise), sums.new_tensor(len(losses))])
-                if keep_rows:
-                    found.rows.extend(_rows(batch.index, target, logits, losses))
-                after_batch()
-    finally:
-        model.train(was_training)
+    folded = fold_batchnorm(model)
+    with torch.inference_mode(), autocast(precision, device):
+        for batch in batches:
+            found.bad.extend(batch.bad)
+            if not len(batch.image):
+                continue
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            image = batch.image.to(device, non_blocking=True, memory_format=layout)
+            target = batch.target.to(device, non_blocking=True)
+            logits = folded(image).float()
+            losses = F.cross_entropy(logits, target, reduction="none")
+            top1.update(logits, target)
+            top5.update(logits, target)
+            sums += torch.stack([losses.sum(dtype=precise), sums.new_tensor(len(losses))])
+            if keep_rows:
+                found.rows.extend(_rows(batch.index, target, logits, losses))
+            after_batch()
     if across_processes:
         torch.distributed.all_reduce(sums)
     loss, images = sums.tolist()

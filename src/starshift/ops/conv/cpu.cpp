@@ -67,26 +67,19 @@ inline __attribute__((noinline)) void tile(const Geometry& g, const float* rows,
     constexpr int BASES = (R + 2) / 3;  // of three pixels each: so many addresses fit the registers
     const int64_t run = g.run<Unit>(), next = g.depth<Unit>() * PANEL;
     vf sums[R][P * V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < P * V; v++) sums[r][v] = (vf){};
+    each<R>(LAMBDA(r) { each<P * V>(LAMBDA(i) { sums[r][i] = (vf){}; }); });
     for (int64_t ky = 0; ky < g.kh; ky++, rows += g.row<Unit>()) {
         const float* a[BASES];
-        for (int i = 0; i < BASES; i++) a[i] = rows + 3 * i * step;
+        each<BASES>(LAMBDA(i) { a[i] = rows + 3 * i * step; });
 #pragma GCC unroll 2
         for (int64_t k = 0; k < run; k++, b += PANEL) {
             vf line[P * V];
-            for (int p = 0; p < P; p++)
-                for (int v = 0; v < V; v++) line[p * V + v] = load(b + p * next + v * VL);
-            for (int r = 0; r < R; r++) {
-                const vf factor = Unit::factor(a[r / 3] + r % 3 * step);
-                for (int v = 0; v < P * V; v++) sums[r][v] = Unit::add_product(sums[r][v], factor, line[v]);
-            }
-            for (int i = 0; i < BASES; i++) a[i]++;
+            each<P * V>(LAMBDA(i) { line[i] = load(b + i / V * next + i % V * VL); });
+            each<R>(LAMBDA(r) { add_products<Unit, P * V>(sums[r], a[r / 3] + r % 3 * step, line); });
+            each<BASES>(LAMBDA(i) { a[i]++; });
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) store(to + (p * R + r) * PANEL + v * VL, sums[r][p * V + v]);
+    each<R>(LAMBDA(r) { each<P * V>(LAMBDA(i) { store(to + (i / V * R + r) * PANEL + i % V * VL, sums[r][i]); }); });
 }
 
 // One panel's sums into `n` channels of the output.
@@ -141,7 +134,7 @@ void forward(const Geometry& g, const T* x, const float* packed, int64_t act, T*
             end = least(least(first + group, mine.end), (n + 1) * g.out_h);
             copy_rows<Unit>(g, x + n * g.H * g.W * g.C, oy * g.stride_y - g.pad_y, g.rows_read(end - first), copied);
             for (int64_t p = some.begin; p < some.end;) {
-                const bool pair = VL == 16 && p + 1 < some.end;
+                const bool pair = VL == 16 && !FACTORS_FROM_MEMORY && p + 1 < some.end;
                 for (int64_t row = first; row < end; row++) {
                     const float* at = copied + (row - first) * g.stride_y * row_words;
                     T* to = out + row * g.out_w * g.out_c;

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t CACHED = 160 * 1024;  // floats of the wide tensors of a band
+constexpr int64_t CACHED = 640 * 1024;  // bytes of the wide tensors of a band
 
 struct Module {
     int64_t N, C, H, W, E, K, stride;
@@ -45,8 +45,8 @@ struct Wide : Scaled {
 // Bands of an image: rows of z, and the rows of x under them.
 struct Bands {
     int64_t rows, count;
-    Bands(const Module& m, const Table<vi>& table) {
-        const int64_t line = 2 * m.e() * (m.W + 2 * table.reach_x);
+    Bands(const Module& m, const Table<vi>& table, int64_t bytes) {  // that a number takes
+        const int64_t line = 2 * bytes * m.e() * (m.W + 2 * table.reach_x);
         const int64_t fit = (CACHED / line - 2 * table.reach) / m.stride;
         count = (m.Ho() + most(fit, 4) - 1) / most(fit, 4);
         rows = (m.Ho() + count - 1) / count;
@@ -66,9 +66,12 @@ INLINE void in_steps(Range rows, int64_t width, int64_t pixels, const F& f) {
     for (int64_t y = rows.begin; y < rows.end; y += step) f(y, least(y + step, rows.end));
 }
 
+template <class Unit>
+using PaddedOf = Padded<typename Unit::Stored>;
+
 // Panels first .. last of a row of `to`: the row-th W pixels of a matrix times another.
 template <class Unit, class Edge>
-INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int64_t first, int64_t last, int64_t y,
+INLINE void row_product(Term term, int64_t row, int64_t W, const PaddedOf<Unit>& to, int64_t first, int64_t last, int64_t y,
                         Edge edge) {
     term.a += row * W * PANEL / Unit::IN_WORD;
     product<Unit>(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, edge);
@@ -76,7 +79,7 @@ INLINE void row_product(Term term, int64_t row, int64_t W, const Padded& to, int
 
 // r for a band of image n and the rows beside it that the shift reaches. Returns those that there are.
 template <class Unit, class T>
-Range activate(const Module& m, const Wide<Unit>& wide, const T* x, int64_t n, Range band, const Padded& r,
+Range activate(const Module& m, const Wide<Unit>& wide, const T* x, int64_t n, Range band, const PaddedOf<Unit>& r,
                const Operand<Unit>& in) {
     const int64_t origin = band.begin, reach = wide.table.reach;
     const Range rows = widened(band, reach, m.H);
@@ -97,24 +100,35 @@ Range activate(const Module& m, const Wide<Unit>& wide, const T* x, int64_t n, R
     return rows;
 }
 
-// Panel p of what the second convolution reads for rows first .. last of z; a side that is null is not wanted. Of floats
-// it is made in `to`, which is both.
+// Panel p of what the second convolution reads for rows first .. last of z, as left operand and, where it is not null, as
+// right one. Of floats both are one.
 template <class Unit>
-void displaced_panel(const Module& m, const Table<vi>& table, const Padded& r, int64_t p, int64_t first, int64_t last,
-                     int64_t origin, float* to, float* left, float* right) {
-    const int64_t Wo = m.Wo();
-    for (int v = 0; v < VECTORS; v++) {
-        const int64_t g = p * VECTORS + v;
-        for (int64_t y = first; y < last; y++) {
-            float* at = to + (y - first) * Wo * PANEL + v * VL;
-            if (g < table.count)
-                gather_padded(table[g], r.at(p, y * m.stride - origin, 0) + v * VL, r.line, m.stride * PANEL, Wo,
-                              [&](int64_t i, vf value) { store(at + i * PANEL, value); });
+void displaced_panel(const Module& m, const Table<vi>& table, const PaddedOf<Unit>& r, int64_t p, int64_t first,
+                     int64_t last, int64_t origin, float* left, float* right) {
+    using T = typename Unit::Stored;
+    const int64_t Wo = m.Wo(), step = m.stride * PANEL;
+    for (int64_t y = first; y < last; y++) {
+        T* to = reinterpret_cast<T*>(left) + (y - first) * Wo * PANEL;
+        const T* from = r.at(p, y * m.stride - origin, 0);
+        if constexpr (Unit::PAIRS) {  // of an odd row the last two are one too many: the next row overwrites it
+            if (m.stride == 1)
+                gather_padded<2>(table[p], from, r.line, 2 * step, words<Unit>(Wo),
+                                 [&](int64_t i, auto value) { memcpy(to + 2 * i * PANEL, &value, sizeof value); });
             else
-                for (int64_t i = 0; i < Wo; i++) store(at + i * PANEL, (vf){});
+                gather_padded<1>(table[p], from, r.line, step, Wo,
+                                 [&](int64_t i, auto value) { memcpy(to + i * PANEL, &value, sizeof value); });
+        } else {
+            for (int64_t v = 0; v < PANEL; v += VL) {
+                const int64_t group = (p * PANEL + v) / VL;
+                if (group < table.count)
+                    gather_padded<1>(table[group], from + v, r.line, step, Wo,
+                                     [&](int64_t i, vi value) { store(to + i * PANEL + v, (vf)value); });
+                else
+                    for (int64_t i = 0; i < Wo; i++) store(to + i * PANEL + v, (vf){});
+            }
         }
     }
-    panel_to<Unit>(to, (last - first) * Wo, left, right);
+    if (right) lines_to_right<Unit>(left, (last - first) * Wo, right);
 }
 
 template <class T>
@@ -126,27 +140,23 @@ void forward(Module m, const T* x, float* mean, float* var, float* x_mean, float
     moments(m.linear(), x, x_mean, covariance, threads);
     statistics(m.linear(), x_mean, covariance, mean, var, threads);
     const Wide<Unit> wide(m, x_mean, var);
-    const Bands bands(m, wide.table);
+    const Bands bands(m, wide.table, sizeof(typename Unit::Stored));
     const int64_t k = panels(m.K) * PANEL, reach = wide.table.reach, Wo = m.Wo();
     Scratch packed(words<Unit>(m.E) * k);
     pack_panels<Unit>(m.w2, m.E, 1, m.E, m.K, m.E, packed, 0, 1);
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.N * bands.count, thread, of);
         const int64_t space_in = m.space(m.W), space = m.space(Wo), panel = space * PANEL;
-        const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
+        const PaddedOf<Unit> r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         const Operand<Unit> in(space_in, panels(m.C), LEFT), gathered(space, panels(m.E), LEFT);
-        Scratch floats(Unit::PAIRS ? panel : 0), result(space * k);
-        r.clear();
+        Scratch result(space * k);
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
             activate(m, wide, x, n, rows, r, in);
             in_steps(out, Wo, m.at_once(), [&](int64_t first, int64_t last) {
-                for (int64_t p = 0; p < panels(m.E); p++) {
-                    float* left = gathered.left(p);
-                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, gathered.made(p, floats), left,
-                                          nullptr);
-                }
+                for (int64_t p = 0; p < panels(m.E); p++)
+                    displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, gathered.left(p), nullptr);
                 const Term term{gathered.left(0), gathered.panel, packed, words<Unit>(m.E)};
                 product<Unit>(&term, 1, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
                 unpack_rows(result, space, (n * m.Ho() + first) * Wo, (last - first) * Wo, m.K, z);
@@ -169,33 +179,45 @@ struct Sums {
     Scratch w1, w2, g;
 };
 
-// Panel p of g, the gradient of h, for rows first .. last of a band; its sums are added.
+// Panel p of g, the gradient of h, for rows first .. last of a band, as left and right operand; its sums are added.
 template <class Unit>
-void at_hidden(const Module& m, const Table<vi>& back, const Padded& r, const Padded& dh, int64_t p, int64_t first,
-               int64_t last, int64_t origin, float* g, double* sums) {
-    for (int64_t v = 0; v < PANEL; v += VL) {
-        const int64_t group = (p * PANEL + v) / VL;
-        vf total = {};
-        for (int64_t y = first; y < last; y++) {
-            float* to = g + (y - first) * m.W * PANEL + v;
-            if (group >= back.count) {
-                for (int64_t i = 0; i < m.W; i++) store(to + i * PANEL, (vf){});
-                continue;
-            }
-            const float* on = r.at(p, y - origin, 0) + v;
-            gather_padded(back[group], dh.at(p, y - origin, 0) + v, dh.line, PANEL, m.W, [&](int64_t i, vf value) {
-                value = Unit::rounded(select(load(on + i * PANEL) <= 0.0f, (vf){}, value));
-                store(to + i * PANEL, value);
-                total += value;
-            });
-        }
+void at_hidden(const Module& m, const Table<vi>& back, const PaddedOf<Unit>& r, const PaddedOf<Unit>& dh, int64_t p,
+               int64_t first, int64_t last, int64_t origin, float* left, float* right, double* sums) {
+    auto add = [&](int64_t v, vf total) {
         for (int i = 0; i < VL; i++) sums[p * PANEL + v + i] += total[i];
+    };
+    for (int64_t y = first; y < last; y++) {
+        auto* to = reinterpret_cast<typename Unit::Stored*>(left) + (y - first) * m.W * PANEL;
+        const auto *on = r.at(p, y - origin, 0), *from = dh.at(p, y - origin, 0);
+        if constexpr (Unit::PAIRS) {  // beside the row r is zero
+            gather_padded<2>(back[p], from, dh.line, 2 * PANEL, words<Unit>(m.W), [&](int64_t i, auto value) {
+                value &= (load_lanes<decltype(value)>(on + 2 * i * PANEL) & 0x7fff) != 0;
+                memcpy(to + 2 * i * PANEL, &value, sizeof value);
+            });
+        } else {
+            for (int64_t v = 0; v < PANEL; v += VL) {
+                const int64_t group = (p * PANEL + v) / VL;
+                if (group >= back.count) {
+                    for (int64_t i = 0; i < m.W; i++) store(to + i * PANEL + v, (vf){});
+                    continue;
+                }
+                vf total = {};
+                gather_padded<1>(back[group], from + v, dh.line, PANEL, m.W, [&](int64_t i, vi value) {
+                    const vf g = select(load(on + i * PANEL + v) <= 0.0f, (vf){}, (vf)value);
+                    store(to + i * PANEL + v, g);
+                    total += g;
+                });
+                add(v, total);
+            }
+        }
     }
+    if constexpr (Unit::PAIRS) add(0, lines_to_right<Unit>(left, (last - first) * m.W, right));
 }
 
 // Panels p .. end of rows first .. last of z to where they stand among the rows of x.
+template <class T>
 void spread(const Module& m, const float* from, int64_t panel, int64_t p, int64_t end, int64_t first, int64_t last,
-            int64_t origin, const Padded& to) {
+            int64_t origin, const Padded<T>& to) {
     for (int64_t o = p; o < end; o++, from += panel)
         for (int64_t y = first; y < last; y++)
             for (int64_t i = 0; i < m.Wo(); i++)
@@ -208,7 +230,7 @@ void spread(const Module& m, const float* from, int64_t panel, int64_t p, int64_
 template <class T, class Unit>
 void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, const T* x, T* gx, const Sums& sums,
                     int64_t threads) {
-    const Bands bands(m, wide.table);
+    const Bands bands(m, wide.table, sizeof(typename Unit::Stored));
     const int64_t reach = wide.table.reach, Wo = m.Wo(), c = m.c(), k = panels(m.K) * PANEL;
     Scratch down(words<Unit>(m.E) * c), packed(words<Unit>(m.K) * m.e());
     pack_panels<Unit>(wide.weights, 1, m.C, m.E, m.C, m.E, down, 0, 1);
@@ -216,14 +238,12 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Range mine = share(m.N * bands.count, thread, of);
         const int64_t space_in = m.space(m.W), in_panel = space_in * PANEL, space = m.space(Wo), panel = space * PANEL;
-        const Padded r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
-        const Padded dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
+        const PaddedOf<Unit> r(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
+        const PaddedOf<Unit> dh(m.E, bands.rows * m.stride, m.W, reach, wide.table.reach_x);
         const Operand<Unit> in(space_in, panels(m.C), BOTH), dz(space, panels(m.K), BOTH);
-        const Operand<Unit> g(space_in, panels(m.E), BOTH), shifted(space, 1, RIGHT);
-        Scratch temp(most(STEP * panel, in_panel)), dx(space_in * c);
+        const Operand<Unit> g(space_in, panels(m.E), BOTH), shifted(space, 1, BOTH);
+        Scratch temp(m.stride == 1 ? 0 : STEP * panel), dx(space_in * c);
         const Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, m.K}, pixels = wide.up.pixels(m.linear(), x);
-        r.clear();
-        dh.clear();
         for (int64_t unit = mine.begin; unit < mine.end; unit++) {
             const int64_t n = unit / bands.count;
             const Range out = bands.out(m, unit % bands.count), rows = Bands::in(m, out);
@@ -245,10 +265,9 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
                             spread(m, temp, panel, p, end, first, last, rows.begin, dh);
                         }
                         for (int64_t o = p; inside && o < end; o++) {
-                            float* right = shifted.right(0);
-                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, shifted.made(0, temp),
-                                                  nullptr, right);
-                            add_weight_gradient<Unit>(m.second(), right, dz.right(0), dz.panel, words<Unit>(count), o,
+                            displaced_panel<Unit>(m, wide.table, r, o, first, last, rows.begin, shifted.left(0),
+                                                  shifted.right(0));
+                            add_weight_gradient<Unit>(m.second(), shifted.right(0), dz.right(0), dz.panel, words<Unit>(count), o,
                                                       o + 1, sums.w2 + thread * sums.size2);
                         }
                     }
@@ -261,11 +280,9 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
             through_second({out.end, (around.end - 1) / m.stride + 1}, false);
             in_steps(rows, m.W, m.at_once(), [&](int64_t first, int64_t last) {
                 const int64_t pixel = (n * m.H + first) * m.W, count = (last - first) * m.W;
-                for (int64_t p = 0; p < panels(m.E); p++) {
-                    float* floats = g.made(p, temp);
-                    at_hidden<Unit>(m, wide.back, r, dh, p, first, last, rows.begin, floats, sums.of_g() + thread * m.e());
-                    panel_to<Unit>(floats, count, g.left(p), g.right(p));
-                }
+                for (int64_t p = 0; p < panels(m.E); p++)
+                    at_hidden<Unit>(m, wide.back, r, dh, p, first, last, rows.begin, g.left(p), g.right(p),
+                                    sums.of_g() + thread * m.e());
                 pack_operand(pixels, pixel, count, space_in, in);
                 add_weight_gradient<Unit>(m.first(), g.right(0), in.right(0), in.panel, words<Unit>(count), 0,
                                           panels(m.E), sums.w1 + thread * sums.size1);

@@ -5,52 +5,83 @@
 
 // Pixels (y, x) with y in -reach_y .. rows + reach_y and x in -reach_x .. W + reach_x; outside the image they are zero.
 // Matrix products write their results here, row after row, and some pixels more than there are: `trim` clears those.
+template <class T>
 class Padded {
   public:
     Padded(int64_t channels, int64_t rows, int64_t W, int64_t reach_y, int64_t reach_x)
         : line((round_up(W, WRITTEN) + 2 * reach_x) * PANEL), panel((rows + 2 * reach_y) * line), W_(W), reach_y_(reach_y),
-          reach_x_(reach_x), room_(panel * panels(channels)), data_(room_), size_(panel * panels(channels)) {}
-    void clear() const {
-        for (int64_t i = 0; i < size_; i++) data_[i] = 0;
+          reach_x_(reach_x), size_(panel * panels(channels)), room_((size_ * sizeof(T) + 3) / 4),
+          data_(reinterpret_cast<T*>((float*)room_)) {
+        memset((void*)data_, 0, size_ * sizeof(T));
     }
     void clear_row(int64_t y) const {
         for (int64_t at = 0; at < size_; at += panel)
-            for (int64_t i = 0; i < line; i++) data_[at + (y + reach_y_) * line + i] = 0;
+            memset((void*)(data_ + at + (y + reach_y_) * line), 0, line * sizeof(T));
     }
     void trim(int64_t p, int64_t y) const {
-        for (float* pixel = at(p, y, W_); pixel < at(p, y, round_up(W_, WRITTEN)); pixel += PANEL)
-            for (int i = 0; i < PANEL; i++) pixel[i] = 0;
+        memset((void*)at(p, y, W_), 0, (round_up(W_, WRITTEN) - W_) * PANEL * sizeof(T));
     }
-    float* at(int64_t p, int64_t y, int64_t x) const {
+    T* at(int64_t p, int64_t y, int64_t x) const {
         return data_ + p * panel + (y + reach_y_) * line + (x + reach_x_) * PANEL;
     }
 
-    const int64_t line, panel;  // floats from row to row, and from panel to panel
+    const int64_t line, panel;  // numbers from row to row, and from panel to panel
 
   private:
-    int64_t W_, reach_y_, reach_x_;
+    int64_t W_, reach_y_, reach_x_, size_;
     Scratch room_;
-    float* data_;
-    int64_t size_;
+    T* data_;
 };
 
-// What the lanes of one group read at n pixels that lie `step` floats apart: out(i, value). at: the group's vector at
-// the first pixel, not displaced.
-template <class Out>
-INLINE void gather_padded(const Group<vi>& group, const float* at, int64_t line, int64_t step, int64_t n,
-                          const Out& out) {
+// What is read at one address: a vector of floats, or of bfloat16 a panel's line of one pixel or of two neighbours. `of`
+// says which lanes of it a tap has.
+template <class T, int PIXELS>
+struct Lanes {
+    using Vector = vi;
+    static INLINE Vector of(vi lanes) { return lanes; }
+};
+#ifdef HAS_PAIRS
+template <>
+struct Lanes<bf16, 1> {
+    typedef int16_t Vector __attribute__((vector_size(PANEL * 2)));
+    static INLINE Vector of(vi lanes) { return __builtin_convertvector(lanes, Vector); }
+};
+template <>
+struct Lanes<bf16, 2> {
+    typedef int16_t Vector __attribute__((vector_size(PANEL * 4)));
+    static INLINE Vector of(vi lanes) {
+        const auto half = Lanes<bf16, 1>::of(lanes);
+        Vector both;
+        memcpy(&both, &half, sizeof half);
+        memcpy((char*)&both + sizeof half, &half, sizeof half);
+        return both;
+    }
+};
+#endif
+template <class V>
+INLINE V load_lanes(const void* from) {
+    V value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+// What the lanes of one group read at n places that lie `step` numbers apart, PIXELS neighbours at each: out(i, value). at:
+// the group's first place, not displaced.
+template <int PIXELS, class T, class Out>
+INLINE void gather_padded(const Group<vi>& group, const T* at, int64_t line, int64_t step, int64_t n, const Out& out) {
+    using V = typename Lanes<T, PIXELS>::Vector;
     auto taps = [&](auto count) __attribute__((always_inline)) {
         constexpr int N = decltype(count)::value;
-        const float* from[N];
-        vi lanes[N];
+        const T* from[N];
+        V lanes[N];
         for (int t = 0; t < N; t++) {
             from[t] = at + group.tap[t].dy * line + group.tap[t].dx * PANEL;
-            lanes[t] = group.tap[t].lanes;
+            lanes[t] = Lanes<T, PIXELS>::of(group.tap[t].lanes);
         }
         for (int64_t i = 0; i < n; i++) {
-            vi value = (vi)load(from[0] + i * step) & lanes[0];
-            for (int t = 1; t < N; t++) value |= (vi)load(from[t] + i * step) & lanes[t];
-            out(i, (vf)value);
+            V value = load_lanes<V>(from[0] + i * step) & lanes[0];
+            for (int t = 1; t < N; t++) value |= load_lanes<V>(from[t] + i * step) & lanes[t];
+            out(i, value);
         }
     };
     switch (group.taps) {
@@ -59,11 +90,11 @@ INLINE void gather_padded(const Group<vi>& group, const float* at, int64_t line,
         case 3: return taps(std::integral_constant<int, 3>{});
     }
     for (int64_t i = 0; i < n; i++) {
-        vi value = {};
+        V value = {};
         for (int64_t t = 0; t < group.taps; t++) {
             const Tap<vi>& tap = group.tap[t];
-            value |= (vi)load(at + tap.dy * line + tap.dx * PANEL + i * step) & tap.lanes;
+            value |= load_lanes<V>(at + tap.dy * line + tap.dx * PANEL + i * step) & Lanes<T, PIXELS>::of(tap.lanes);
         }
-        out(i, (vf)value);
+        out(i, value);
     }
 }

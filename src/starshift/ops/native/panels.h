@@ -15,6 +15,14 @@ constexpr int ROW_MULTIPLE = 12;     // rows of a left operand are rounded up to
 
 constexpr int WRITTEN = VL == 16 ? 4 : ROW_MULTIPLE;  // a product writes rows up to a multiple of this
 
+// One panel at a time, not two: these cores (AMD's) multiply one vector a cycle and load two operands, so that a factor may
+// come from memory for each of its products, and tiles of few sums begin and end the sooner.
+#if defined(__AVX512BF16__)
+constexpr bool FACTORS_FROM_MEMORY = true;
+#else
+constexpr bool FACTORS_FROM_MEMORY = false;
+#endif
+
 INLINE int64_t panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -29,29 +37,56 @@ struct Term {
     int64_t b_stride = k * PANEL;  // words from panel to panel of b
 };
 
-// What a product's sums begin with, and what becomes of them. c: where a vector of them is stored, column: its first.
+// What a product's sums begin with, and what becomes of them. `held` is what a tile of N vectors of columns keeps in
+// registers, `at` the same edge so many columns further. c: where a vector of sums is stored, i: which of the N it is.
 struct Sum {  // c = or, with add, c +=
     bool add;
-    INLINE vf begin(const float* c, int64_t) const { return add ? load(c) : (vf){}; }
-    static INLINE vf end(vf sum, int64_t) { return sum; }
+    template <class T>
+    INLINE vf begin(const T* c, int) const { return add ? load(c) : (vf){}; }
+    static INLINE vf end(vf sum, int) { return sum; }
+    template <int N>
+    INLINE Sum held() const { return *this; }
     INLINE Sum at(int64_t) const { return *this; }
+};
+template <int N>
+struct HeldBias {
+    vf bias[N];
+    INLINE vf begin(const void*, int i) const { return bias[i]; }
+    static INLINE vf end(vf sum, int) { return vmax0(sum); }
 };
 struct BiasRelu {  // c = relu(bias[column] + ...)
     const float* bias;
-    INLINE vf begin(const float*, int64_t column) const { return load(bias + column); }
-    static INLINE vf end(vf sum, int64_t) { return vmax0(sum); }
+    template <int N>
+    INLINE HeldBias<N> held() const {
+        HeldBias<N> all;
+        each<N>(LAMBDA(i) { all.bias[i] = load(bias + i * VL); });
+        return all;
+    }
     INLINE BiasRelu at(int64_t column) const { return {bias + column}; }
 };
 
+// sums[v] += word * row[v]
+template <class Unit, int N>
+INLINE void add_products(vf* sums, const float* word, const vf* row) {
+    if constexpr (N == 1) {
+        sums[0] = Unit::add_product(sums[0], word, row[0]);
+    } else {
+        const vf factor = Unit::factor(word);
+        each<N>(LAMBDA(v) { sums[v] = Unit::add_product(sums[v], factor, row[v]); });
+    }
+}
+
 // c[R][16 P] = sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
-template <class Unit, int R, int P, int V, class Edge>
-INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, Edge edge) {
+template <class Unit, int R, int P, int V, class Held, class T>
+INLINE void tile(const Term* terms, int count, T* c, int64_t c_stride, const Held& edge) {
     constexpr int64_t LINE = PANEL / Unit::IN_WORD;
     vf sums[R][P * V];
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++)
-                sums[r][p * V + v] = edge.begin(c + p * c_stride + r * PANEL + v * VL, p * PANEL + v * VL);
+    auto each_sum = [&](const auto& f) __attribute__((always_inline)) {
+        each<R>(LAMBDA(r) {
+            each<P * V>(LAMBDA(i) { f(sums[r][i], c + i / V * c_stride + r * PANEL + i % V * VL, i); });
+        });
+    };
+    each_sum([&](vf& sum, T* at, auto i) __attribute__((always_inline)) { sum = edge.begin(at, i); });
     for (int t = 0; t < count; t++) {
         const float* b = terms[t].b;
         for (int64_t k0 = 0; k0 < terms[t].k; k0 += LINE) {
@@ -60,25 +95,19 @@ INLINE void tile(const Term* terms, int count, float* c, int64_t c_stride, Edge 
 #pragma GCC unroll 4
             for (int64_t k = 0; k < lines; k++, a++, b += PANEL) {
                 vf row[P * V];
-                for (int p = 0; p < P; p++)
-                    for (int v = 0; v < V; v++) row[p * V + v] = load(b + p * terms[t].b_stride + v * VL);
-                for (int r = 0; r < R; r++) {
-                    vf factor = Unit::factor(a + r * LINE);
-                    for (int v = 0; v < P * V; v++) sums[r][v] = Unit::add_product(sums[r][v], factor, row[v]);
-                }
+                each<P * V>(LAMBDA(i) { row[i] = load(b + i / V * terms[t].b_stride + i % V * VL); });
+                each<R>(LAMBDA(r) { add_products<Unit, P * V>(sums[r], a + r * LINE, row); });
             }
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++)
-                store(c + p * c_stride + r * PANEL + v * VL, edge.end(sums[r][p * V + v], p * PANEL + v * VL));
+    each_sum([&](vf& sum, T* at, auto i) __attribute__((always_inline)) { store(at, edge.end(sum, i)); });
 }
 
-template <class Unit, int R, int P, int V, class Edge>
-inline __attribute__((noinline)) void tiles(const Term* terms, int count, float* c, int64_t c_stride, Edge edge,
+template <class Unit, int R, int P, int V, class Edge, class T>
+inline __attribute__((noinline)) void tiles(const Term* terms, int count, T* c, int64_t c_stride, Edge all,
                                             int64_t rows) {
     constexpr int64_t LINE = PANEL / Unit::IN_WORD;
+    const auto edge = all.template held<P * V>();
     Term moved[2];
     for (int t = 0; t < count; t++) moved[t] = terms[t];
     int64_t r = 0;
@@ -95,9 +124,9 @@ inline __attribute__((noinline)) void tiles(const Term* terms, int count, float*
 }
 
 // c = a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
-// more rows of a and c are read and written. c's panels are c_stride floats apart.
-template <class Unit = Floats, class Edge>
-inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
+// more rows of a and c are read and written. c's panels are c_stride numbers apart.
+template <class Unit = Floats, class Edge, class T>
+inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, T* c,
                     int64_t c_stride, Edge all) {
     for (int64_t p = first; p < last;) {
         Term at[2];
@@ -105,11 +134,11 @@ inline void product(const Term* terms, int count, int64_t rows, int64_t first, i
             at[t] = terms[t];
             at[t].b += p * terms[t].b_stride;
         }
-        float* to = c + p * c_stride;
+        T* to = c + p * c_stride;
         const Edge edge = all.at(p * PANEL);
         int64_t left = columns - p * PANEL;
         if constexpr (VL == 16) {
-            if (p + 1 < last) {
+            if (p + 1 < last && !FACTORS_FROM_MEMORY) {
                 tiles<Unit, 12, 2, 1>(at, count, to, c_stride, edge, rows);
                 p += 2;
                 continue;
@@ -136,24 +165,19 @@ inline void product(const Term* terms, int count, int64_t rows, int64_t first, i
 template <class Unit, int R, int P, int V>
 INLINE void outer_tile(const float* a, const float* b, int64_t b_stride, int64_t rows, float* c, int64_t c_stride) {
     vf sums[R][P * V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < P * V; v++) sums[r][v] = (vf){};
+    each<R>(LAMBDA(r) { each<P * V>(LAMBDA(v) { sums[r][v] = (vf){}; }); });
 #pragma GCC unroll 4
     for (int64_t m = 0; m < rows; m++, a += PANEL, b += PANEL) {
         vf line[P * V];
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) line[p * V + v] = load(b + p * b_stride + v * VL);
-        for (int r = 0; r < R; r++) {
-            vf factor = Unit::factor(a + r);
-            for (int v = 0; v < P * V; v++) sums[r][v] = Unit::add_product(sums[r][v], factor, line[v]);
-        }
+        each<P * V>(LAMBDA(i) { line[i] = load(b + i / V * b_stride + i % V * VL); });
+        each<R>(LAMBDA(r) { add_products<Unit, P * V>(sums[r], a + r, line); });
     }
-    for (int r = 0; r < R; r++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) {
-                float* to = c + p * c_stride + r * PANEL + v * VL;
-                store(to, load(to) + sums[r][p * V + v]);
-            }
+    each<R>(LAMBDA(r) {
+        each<P * V>(LAMBDA(i) {
+            float* to = c + i / V * c_stride + r * PANEL + i % V * VL;
+            store(to, load(to) + sums[r][i]);
+        });
+    });
 }
 
 template <class Unit, int R, int V>
@@ -191,7 +215,7 @@ inline __attribute__((noinline)) void outers(const float* a, const float* b, int
                                              int64_t columns, float* c, int64_t c_stride) {
     for (int64_t left = columns; left > 0; left -= PANEL, b += b_stride, c += c_stride) {
         if constexpr (VL == 16)
-            if (left > PANEL) {  // two at once: ten loads a line where one at a time takes seventeen
+            if (left > PANEL && !FACTORS_FROM_MEMORY) {  // two at once: ten loads a line where one at a time takes seventeen
                 outer_tile<Unit, 8, 2, 1>(a, b, b_stride, rows, c, c_stride);
                 outer_tile<Unit, 8, 2, 1>(a + 8, b, b_stride, rows, c + 8 * PANEL, c_stride);
                 left -= PANEL, b += b_stride, c += c_stride;

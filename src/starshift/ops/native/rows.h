@@ -95,6 +95,20 @@ class Operand {
     }
 };
 
+// Sixteen columns of rows of bfloat16, `columns` apart, into a panel of pairs of which one side may be null. Returns their
+// sums.
+template <class Unit>
+INLINE vf pack_lines(const bf16* x, int64_t columns, int64_t rows, float* left, float* right) {
+    vf total = {};
+    for (int64_t r = 0; r < rows; r += 2, x += 2 * columns) {
+        const vf lines = Unit::lines(x, r + 1 < rows ? x + columns : nullptr), words = Unit::paired(lines);
+        if (left) store(left + r * PANEL / Unit::IN_WORD, lines);
+        if (right) store(right + r * PANEL / Unit::IN_WORD, words);
+        total = Unit::add_product(total, words, Unit::ones());
+    }
+    return total;
+}
+
 // pack_rows into what sides it has.
 template <class Unit, class T>
 inline void pack_operand(const Rows<T>& from, int64_t first, int64_t rows, int64_t space, const Operand<Unit>& to,
@@ -114,8 +128,8 @@ inline void pack_operand(const Rows<T>& from, int64_t first, int64_t rows, int64
                     to.put(left, right, r, 0, two);
                 }
             };
-            if (n == VL && from.plain())
-                each([&](int64_t r) __attribute__((always_inline)) { return load(from.x + r * from.columns + column); });
+            if (n == VL && from.plain())  // what is to be multiplied as it is
+                total = pack_lines<Unit>(from.x + first * from.columns + column, from.columns, rows, left, right);
             else if (n == VL)
                 each([&](int64_t r) __attribute__((always_inline)) { return from.at(r, column, VL); });
             else
@@ -135,6 +149,22 @@ inline void panel_to(const float* from, int64_t rows, float* left, float* right)
             const vf two[2] = {load(from + r * PANEL), r + 1 < rows ? load(from + (r + 1) * PANEL) : (vf){}};
             Operand<Unit>::put(left, right, r, 0, two);
         }
+}
+
+// A panel of a left operand as one of a right operand, which of floats is the same one. Returns the sums of its columns (of
+// floats none). The line behind an odd number of rows becomes zero.
+template <class Unit>
+inline vf lines_to_right(float* left, int64_t rows, float* right) {
+    vf total = {};
+    if constexpr (Unit::PAIRS) {
+        if (rows % 2) memset((void*)(left + rows * PANEL / Unit::IN_WORD), 0, PANEL * 2);
+        for (int64_t r = 0; r < rows; r += 2, left += PANEL, right += PANEL) {
+            const vf words = Unit::paired(load(left));
+            store(right, words);
+            total = Unit::add_product(total, words, Unit::ones());
+        }
+    }
+    return total;
 }
 
 // Fetch part `index` of `parts` of rows first .. first + rows into the second cache: what stands in memory arrives while

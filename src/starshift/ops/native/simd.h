@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -112,12 +113,30 @@ INLINE void store_n(T* p, vf a, int n) {
 }
 
 // As torch: NaN goes through.
+#if VL == 16 && defined(__AVX512F__)
+INLINE vf vmax0(vf a) { return (vf)_mm512_max_ps((__m512){}, (__m512)a); }
+#elif VL == 8 && defined(__AVX2__)
+INLINE vf vmax0(vf a) { return (vf)_mm256_max_ps((__m256){}, (__m256)a); }
+#else
 INLINE vf vmax0(vf a) { return (a < (vf){}) ? (vf){} : a; }
+#endif
 INLINE vf vmin(vf a, float top) {
     vf t = broadcast(top);
     return (a > t) ? t : a;
 }
 INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+// f(0), f(1) .. f(N - 1), with constants for arguments: an array of vectors with constants for indices stays in registers,
+// where a loop that is unrolled later would have left it in memory.
+template <class F, int... I>
+INLINE void each_of(std::integer_sequence<int, I...>, const F& f) {
+    (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+INLINE void each(const F& f) {
+    each_of(std::make_integer_sequence<int, N>{}, f);
+}
+#define LAMBDA(argument) [&](auto argument) __attribute__((always_inline))
+
 INLINE float sum(vf a) {
     float s = 0;
     for (int i = 0; i < VL; i++) s += a[i];

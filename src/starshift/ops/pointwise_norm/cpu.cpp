@@ -55,7 +55,7 @@ void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float
             const Term term{in.left(0), in.panel, up.weights, words<Unit>(m.C)};
             for (int64_t p = 0; p < panels(m.E); p += STEP) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                product<Unit>(&term, 1, rows, p, end, m.e(), h, panel, up.edge());
+                product<Unit>(&term, 1, rows, p, end, m.e(), (float*)h, panel, up.edge());
                 for (int64_t o = p; o < end; o++) activate_panel(h + o * panel, up.bias + o * PANEL, rows);
             }
             unpack_in_order(h, space, rows, m.E, nullptr, y + first * m.E);

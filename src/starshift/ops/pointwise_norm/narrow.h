@@ -118,16 +118,36 @@ class Multiplied {
 };
 
 // c = scale[column] * ..., and with bias and ReLU.
+template <int N>
+struct HeldScale {
+    vf scale[N];
+    static INLINE vf begin(const void*, int) { return (vf){}; }
+    INLINE vf end(vf sum, int i) const { return sum * scale[i]; }
+};
 struct Times {
     const float* scale;
-    static INLINE vf begin(const float*, int64_t) { return (vf){}; }
-    INLINE vf end(vf sum, int64_t column) const { return sum * load(scale + column); }
+    template <int N>
+    INLINE HeldScale<N> held() const {
+        HeldScale<N> all;
+        each<N>(LAMBDA(i) { all.scale[i] = load(scale + i * VL); });
+        return all;
+    }
     INLINE Times at(int64_t column) const { return {scale + column}; }
+};
+template <int N>
+struct HeldScaleBias {
+    vf scale[N], bias[N];
+    static INLINE vf begin(const void*, int) { return (vf){}; }
+    INLINE vf end(vf sum, int i) const { return vmax0(sum * scale[i] + bias[i]); }
 };
 struct TimesBiasRelu {
     const float *scale, *bias;
-    static INLINE vf begin(const float*, int64_t) { return (vf){}; }
-    INLINE vf end(vf sum, int64_t column) const { return vmax0(sum * load(scale + column) + load(bias + column)); }
+    template <int N>
+    INLINE HeldScaleBias<N> held() const {
+        HeldScaleBias<N> all;
+        each<N>(LAMBDA(i) { all.scale[i] = load(scale + i * VL), all.bias[i] = load(bias + i * VL); });
+        return all;
+    }
     INLINE TimesBiasRelu at(int64_t column) const { return {scale + column, bias + column}; }
 };
 
