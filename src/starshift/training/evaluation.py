@@ -48,7 +48,8 @@ def validate(
     across_processes: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Run a copy of ``model`` in eval mode, its batch norms folded as ``starshift eval`` folds them, over ``batches``.
+    """Run ``model`` in eval mode over ``batches``; its train or eval mode is put back after. On a CPU a copy runs whose
+    batch norms are folded, as ``starshift eval`` folds them.
 
     Top-5 counts the five best classes, or all where there are fewer. With ``across_processes`` each process brings its
     share of the images and all get the means of the whole. ``after_batch`` may raise to break off.
@@ -62,23 +63,27 @@ def validate(
     precise = torch.float32 if device.type == "mps" else torch.float64
     sums = torch.zeros(2, dtype=precise, device=device)  # of losses, of images; torchmetrics' mean would drop NaN
     found = Validation(0.0, 0.0, 0.0)
-    folded = fold_batchnorm(model)
-    with torch.inference_mode(), autocast(precision, device):
-        for batch in batches:
-            found.bad.extend(batch.bad)
-            if not len(batch.image):
-                continue
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            image = batch.image.to(device, non_blocking=True, memory_format=layout)
-            target = batch.target.to(device, non_blocking=True)
-            logits = folded(image).float()
-            losses = F.cross_entropy(logits, target, reduction="none")
-            top1.update(logits, target)
-            top5.update(logits, target)
-            sums += torch.stack([losses.sum(dtype=precise), sums.new_tensor(len(losses))])
-            if keep_rows:
-                found.rows.extend(_rows(batch.index, target, logits, losses))
-            after_batch()
+    was_training = model.training
+    network = fold_batchnorm(model) if device.type == "cpu" else model.eval()
+    try:
+        with torch.inference_mode(), autocast(precision, device):
+            for batch in batches:
+                found.bad.extend(batch.bad)
+                if not len(batch.image):
+                    continue
+                layout = torch.channels_last if channels_last else torch.contiguous_format
+                image = batch.image.to(device, non_blocking=True, memory_format=layout)
+                target = batch.target.to(device, non_blocking=True)
+                logits = network(image).float()
+                losses = F.cross_entropy(logits, target, reduction="none")
+                top1.update(logits, target)
+                top5.update(logits, target)
+                sums += torch.stack([losses.sum(dtype=precise), sums.new_tensor(len(losses))])
+                if keep_rows:
+                    found.rows.extend(_rows(batch.index, target, logits, losses))
+                after_batch()
+    finally:
+        model.train(was_training)
     if across_processes:
         torch.distributed.all_reduce(sums)
     loss, images = sums.tolist()

@@ -74,7 +74,7 @@ template <class Unit, class Edge>
 INLINE void row_product(Term term, int64_t row, int64_t W, const PaddedOf<Unit>& to, int64_t first, int64_t last, int64_t y,
                         Edge edge) {
     term.a += row * W * PANEL / Unit::IN_WORD;
-    product<Unit>(&term, 1, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, edge);
+    product<Unit>(term, W, first, last, last * PANEL, to.at(0, y, 0), to.panel, edge);
 }
 
 // r for a band of image n and the rows beside it that the shift reaches. Returns those that there are.
@@ -158,7 +158,7 @@ void forward(Module m, const T* x, float* mean, float* var, float* x_mean, float
                 for (int64_t p = 0; p < panels(m.E); p++)
                     displaced_panel<Unit>(m, wide.table, r, p, first, last, rows.begin, gathered.left(p), nullptr);
                 const Term term{gathered.left(0), gathered.panel, packed, words<Unit>(m.E)};
-                product<Unit>(&term, 1, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
+                product<Unit>(term, (last - first) * Wo, 0, panels(m.K), m.K, result, panel, false);
                 unpack_rows(result, space, (n * m.Ho() + first) * Wo, (last - first) * Wo, m.K, z);
             });
         }
@@ -261,7 +261,7 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
                                 for (int64_t o = p; o < end; o++) dh.trim(o, y - rows.begin);
                             }
                         } else {
-                            product<Unit>(&term, 1, count, p, end, m.e(), temp - p * panel, panel, false);
+                            product<Unit>(term, count, p, end, m.e(), temp - p * panel, panel, false);
                             spread(m, temp, panel, p, end, first, last, rows.begin, dh);
                         }
                         for (int64_t o = p; inside && o < end; o++) {
@@ -287,7 +287,7 @@ void backward_bands(const Module& m, const Wide<Unit>& wide, const T* grad, cons
                 add_weight_gradient<Unit>(m.first(), g.right(0), in.right(0), in.panel, words<Unit>(count), 0,
                                           panels(m.E), sums.w1 + thread * sums.size1);
                 const Term term{g.left(0), g.panel, down, words<Unit>(m.E)};
-                product<Unit>(&term, 1, count, 0, panels(m.C), m.C, dx, in_panel, false);
+                product<Unit>(term, count, 0, panels(m.C), m.C, dx, in_panel, false);
                 unpack_rows(dx, space_in, pixel, count, m.C, gx);
             });
         }

@@ -20,7 +20,7 @@ struct Chunks {
     }
 };
 
-constexpr int64_t STEP = VL == 16 ? 2 : 1;  // panels that a tile makes at once
+constexpr int64_t STEP = VL == 16 ? 2 : 1;  // panels that are made before they are used up
 
 INLINE int64_t chunk_rows(const Sizes& s) { return most(s.C, s.N) <= 256 ? 192 : 96; }
 

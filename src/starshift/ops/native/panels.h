@@ -48,22 +48,25 @@ struct Sum {  // c = or, with add, c +=
     INLINE Sum held() const { return *this; }
     INLINE Sum at(int64_t) const { return *this; }
 };
-template <int N>
+template <int N, bool RELU>
 struct HeldBias {
     vf bias[N];
     INLINE vf begin(const void*, int i) const { return bias[i]; }
-    static INLINE vf end(vf sum, int) { return vmax0(sum); }
+    static INLINE vf end(vf sum, int) { return RELU ? vmax0(sum) : sum; }
 };
-struct BiasRelu {  // c = relu(bias[column] + ...)
+template <bool RELU>
+struct WithBias {  // c = bias[column] + ..., and ReLU of it
     const float* bias;
     template <int N>
-    INLINE HeldBias<N> held() const {
-        HeldBias<N> all;
+    INLINE HeldBias<N, RELU> held() const {
+        HeldBias<N, RELU> all;
         each<N>(LAMBDA(i) { all.bias[i] = load(bias + i * VL); });
         return all;
     }
-    INLINE BiasRelu at(int64_t column) const { return {bias + column}; }
+    INLINE WithBias at(int64_t column) const { return {bias + column}; }
 };
+using Bias = WithBias<false>;
+using BiasRelu = WithBias<true>;
 
 // sums[v] += word * row[v]
 template <class Unit, int N>
@@ -77,8 +80,8 @@ INLINE void add_products(vf* sums, const float* word, const vf* row) {
 }
 
 // c[R][16 P] = sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
-template <class Unit, int R, int P, int V, class Held, class T>
-INLINE void tile(const Term* terms, int count, T* c, int64_t c_stride, const Held& edge) {
+template <class Unit, int R, int P, int V, int COUNT, class Held, class T>
+INLINE void tile(const Term* terms, T* c, int64_t c_stride, const Held& edge) {
     constexpr int64_t LINE = PANEL / Unit::IN_WORD;
     vf sums[R][P * V];
     auto each_sum = [&](const auto& f) __attribute__((always_inline)) {
@@ -87,7 +90,7 @@ INLINE void tile(const Term* terms, int count, T* c, int64_t c_stride, const Hel
         });
     };
     each_sum([&](vf& sum, T* at, auto i) __attribute__((always_inline)) { sum = edge.begin(at, i); });
-    for (int t = 0; t < count; t++) {
+    for (int t = 0; t < COUNT; t++) {
         const float* b = terms[t].b;
         for (int64_t k0 = 0; k0 < terms[t].k; k0 += LINE) {
             const float* a = terms[t].a + k0 / LINE * terms[t].a_stride;
@@ -103,62 +106,62 @@ INLINE void tile(const Term* terms, int count, T* c, int64_t c_stride, const Hel
     each_sum([&](vf& sum, T* at, auto i) __attribute__((always_inline)) { store(at, edge.end(sum, i)); });
 }
 
-template <class Unit, int R, int P, int V, class Edge, class T>
-inline __attribute__((noinline)) void tiles(const Term* terms, int count, T* c, int64_t c_stride, Edge all,
-                                            int64_t rows) {
+template <class Unit, int R, int P, int V, int COUNT, class Edge, class T>
+inline __attribute__((noinline)) void tiles(const Term* terms, T* c, int64_t c_stride, Edge all, int64_t rows) {
     constexpr int64_t LINE = PANEL / Unit::IN_WORD;
     const auto edge = all.template held<P * V>();
-    Term moved[2];
-    for (int t = 0; t < count; t++) moved[t] = terms[t];
+    Term moved[COUNT];
+    for (int t = 0; t < COUNT; t++) moved[t] = terms[t];
     int64_t r = 0;
     for (; r < rows - (R > 8 ? 8 : 0); r += R) {
-        tile<Unit, R, P, V>(moved, count, c + r * PANEL, c_stride, edge);
-        for (int t = 0; t < count; t++) moved[t].a += R * LINE;
+        tile<Unit, R, P, V, COUNT>(moved, c + r * PANEL, c_stride, edge);
+        for (int t = 0; t < COUNT; t++) moved[t].a += R * LINE;
     }
     if constexpr (R > 8) {
         if (r + 4 < rows)
-            tile<Unit, 8, P, V>(moved, count, c + r * PANEL, c_stride, edge);
+            tile<Unit, 8, P, V, COUNT>(moved, c + r * PANEL, c_stride, edge);
         else if (r < rows)
-            tile<Unit, 4, P, V>(moved, count, c + r * PANEL, c_stride, edge);
+            tile<Unit, 4, P, V, COUNT>(moved, c + r * PANEL, c_stride, edge);
     }
 }
 
-// c = a1 b1 [+ a2 b2] for panels first .. last of c, which has `columns` columns. Up to the next multiple of WRITTEN
-// more rows of a and c are read and written. c's panels are c_stride numbers apart.
-template <class Unit = Floats, class Edge, class T>
-inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, T* c,
+// c = a1 b1 [+ a2 b2], of a Term or an array of two, for panels first .. last of c, which has `columns` columns. Up to the
+// next multiple of WRITTEN more rows of a and c are read and written. c's panels are c_stride numbers apart.
+template <class Unit = Floats, class Terms, class Edge, class T>
+inline void product(const Terms& terms, int64_t rows, int64_t first, int64_t last, int64_t columns, T* c,
                     int64_t c_stride, Edge all) {
+    constexpr int COUNT = sizeof(Terms) / sizeof(Term);
     for (int64_t p = first; p < last;) {
-        Term at[2];
-        for (int t = 0; t < count; t++) {
-            at[t] = terms[t];
-            at[t].b += p * terms[t].b_stride;
+        Term at[COUNT];
+        memcpy(at, &terms, sizeof at);
+        for (int t = 0; t < COUNT; t++) {
+            at[t].b += p * at[t].b_stride;
         }
         T* to = c + p * c_stride;
         const Edge edge = all.at(p * PANEL);
         int64_t left = columns - p * PANEL;
         if constexpr (VL == 16) {
             if (p + 1 < last && !FACTORS_FROM_MEMORY) {
-                tiles<Unit, 12, 2, 1>(at, count, to, c_stride, edge, rows);
+                tiles<Unit, 12, 2, 1, COUNT>(at, to, c_stride, edge, rows);
                 p += 2;
                 continue;
             }
-            tiles<Unit, 12, 1, 1>(at, count, to, c_stride, edge, rows);
+            tiles<Unit, 12, 1, 1, COUNT>(at, to, c_stride, edge, rows);
         } else if constexpr (VL == 8) {
             if (left > VL)
-                tiles<Unit, 6, 1, VECTORS>(at, count, to, c_stride, edge, rows);
+                tiles<Unit, 6, 1, VECTORS, COUNT>(at, to, c_stride, edge, rows);
             else
-                tiles<Unit, 12, 1, 1>(at, count, to, c_stride, edge, rows);
+                tiles<Unit, 12, 1, 1, COUNT>(at, to, c_stride, edge, rows);
         } else {
-            tiles<Unit, (REGISTERS == 32 ? 6 : 2), 1, VECTORS>(at, count, to, c_stride, edge, rows);
+            tiles<Unit, (REGISTERS == 32 ? 6 : 2), 1, VECTORS, COUNT>(at, to, c_stride, edge, rows);
         }
         p++;
     }
 }
-template <class Unit = Floats>
-inline void product(const Term* terms, int count, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
+template <class Unit = Floats, class Terms>
+inline void product(const Terms& terms, int64_t rows, int64_t first, int64_t last, int64_t columns, float* c,
                     int64_t c_stride, bool add) {
-    product<Unit>(terms, count, rows, first, last, columns, c, c_stride, Sum{add});
+    product<Unit>(terms, rows, first, last, columns, c, c_stride, Sum{add});
 }
 
 // c[R][16 P] += the transpose of R columns of a, times P panels of b; all run over `rows` rows.

@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -112,19 +113,22 @@ INLINE void store_n(T* p, vf a, int n) {
     store_part(p, a, n);
 }
 
-// As torch: NaN goes through.
+// As torch: NaN goes through. Of two that do not compare an instruction gives the second.
 #if VL == 16 && defined(__AVX512F__)
 INLINE vf vmax0(vf a) { return (vf)_mm512_max_ps((__m512){}, (__m512)a); }
+INLINE vf vmin(vf a, float top) { return (vf)_mm512_min_ps((__m512)broadcast(top), (__m512)a); }
 #elif VL == 8 && defined(__AVX2__)
 INLINE vf vmax0(vf a) { return (vf)_mm256_max_ps((__m256){}, (__m256)a); }
+INLINE vf vmin(vf a, float top) { return (vf)_mm256_min_ps((__m256)broadcast(top), (__m256)a); }
 #else
 INLINE vf vmax0(vf a) { return (a < (vf){}) ? (vf){} : a; }
-#endif
 INLINE vf vmin(vf a, float top) {
     vf t = broadcast(top);
     return (a > t) ? t : a;
 }
+#endif
 INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+
 // f(0), f(1) .. f(N - 1), with constants for arguments: an array of vectors with constants for indices stays in registers,
 // where a loop that is unrolled later would have left it in memory.
 template <class F, int... I>

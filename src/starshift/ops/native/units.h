@@ -20,25 +20,21 @@ struct Floats {
 };
 
 #ifdef HAS_PAIRS
+typedef float word_in_memory __attribute__((may_alias));  // written as two numbers
+
 struct Pairs {
     using Stored = bf16;
     static constexpr bool PAIRS = true;
     static INLINE vf ones() { return (vf)((vu){} + 0x3f803f80); }
-    // Sixteen numbers each as two lines of a left operand; the second may be null, and is zero then.
-    static INLINE vf lines(const bf16* even, const bf16* odd) {
-        const vh first = *(const vh_unaligned*)even, second = odd ? (vh)*(const vh_unaligned*)odd : (vh){};
-        return (vf)__builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17,
-                                           18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
-    }
     static constexpr int64_t IN_WORD = 2;
 #if defined(__AVX512BF16__)
-    static INLINE vf factor(const float* word) { return (vf)_mm512_set1_ps(*word); }
+    static INLINE vf factor(const float* word) { return (vf)_mm512_set1_ps(*(const word_in_memory*)word); }
     static INLINE vf add_product(vf sum, vf a, vf b) {
         return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
     }
     // Compilers load the factor by an instruction of its own, which halves the speed where it is used once.
     static INLINE vf add_product(vf sum, const float* word, vf b) {
-        asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*word));
+        asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*(const word_in_memory*)word));
         return sum;
     }
     static INLINE vf rounded(vf a) {
@@ -48,6 +44,11 @@ struct Pairs {
     static INLINE void join(vf even, vf odd, vf& left, vf& right) {
         left = (vf)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
         right = paired(left);
+    }
+    // Sixteen numbers each as two lines of a left operand; the second may be null, and is zero then.
+    static INLINE vf lines(const bf16* even, const bf16* odd) {
+        const __m256i second = odd ? _mm256_loadu_si256((const __m256i*)odd) : (__m256i){};
+        return (vf)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)even)), second, 1);
     }
     // Two lines of a left operand as one of a right one.
     static INLINE vf paired(vf lines) {
@@ -77,6 +78,14 @@ struct Pairs {
         store(lines + VL, odd);
         memcpy(&left, lines, sizeof left);
         right = paired(left);
+    }
+    static INLINE vf lines(const bf16* even, const bf16* odd) {
+        bf16 both[2 * VL] = {};
+        memcpy(both, even, VL * sizeof(bf16));
+        if (odd) memcpy(both + VL, odd, VL * sizeof(bf16));
+        vf result;
+        memcpy(&result, both, sizeof result);
+        return result;
     }
     static INLINE vf paired(vf both) {
         bf16 lines[2 * VL], words[2 * VL];

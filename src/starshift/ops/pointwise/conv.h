@@ -23,7 +23,7 @@ void conv_forward(int64_t M, int64_t C, int64_t K, const T* x, const float* w, c
             const int64_t rows = least(space, chunks.end - m);
             pack_in_order<T>(x + m * C, C, rows, space, in, nullptr);
             const Term term{in, panel, packed, C};
-            product(&term, 1, rows, 0, panels(K), K, result, panel, false);
+            product(term, rows, 0, panels(K), K, result, panel, false);
             unpack_in_order(result, space, rows, K, bias ? (const float*)biases : nullptr, out + m * K);
         }
     });
@@ -53,7 +53,7 @@ void conv_backward(int64_t M, int64_t C, int64_t K, const T* grad, const T* x, c
                 outers(dy + p * panel, in, panel, rows, C, mine + p * PANEL * PANEL, k * PANEL);
             if (!gx) continue;
             const Term term{dy, panel, packed, K};
-            product(&term, 1, rows, 0, panels(C), C, dx, panel, false);
+            product(term, rows, 0, panels(C), C, dx, panel, false);
             unpack_in_order<T>(dx, space, rows, C, nullptr, gx + m * C);
         }
     });

@@ -55,7 +55,7 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
                     float* h = hidden.made(p - group, made);
-                    product<Unit>(&up, 1, rows, p, end, s.k(), h - p * panel, panel, false);
+                    product<Unit>(up, rows, p, end, s.k(), h - p * panel, panel, false);
                     for (int64_t o = p; o < end; o++, h += panel) {
                         activation(h, bias1 + o * PANEL, rows);
                         panel_to<Unit>(h, rows, hidden.left(o - group), nullptr);
@@ -63,7 +63,7 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
                 }
                 const Term down{hidden.left(0), hidden.panel, p2 + words<Unit>(group * PANEL) * PANEL,
                                 words<Unit>((last - group) * PANEL), words<Unit>(s.k()) * PANEL};
-                product<Unit>(&down, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
+                product<Unit>(down, rows, 0, panels(s.N), s.N, result, panel, group > 0);
             }
             for (int64_t p = 0; p < panels(s.N); p++) add_bias(result + p * panel, rows, bias2 + p * PANEL);
             unpack_rows(result, space, m, rows, s.N, out);
@@ -111,8 +111,8 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
                 for (int64_t p = group; p < last; p += STEP) {
                     const int64_t end = least(p + STEP, last);
                     float *dp = d.made(p - group, made), *hp = h.made(0, made + aside);
-                    product<Unit>(&to_hidden, 1, rows, p, end, k, dp - p * panel, panel, false);
-                    product<Unit>(&to_active, 1, rows, p, end, k, hp - p * panel, panel, false);
+                    product<Unit>(to_hidden, rows, p, end, k, dp - p * panel, panel, false);
+                    product<Unit>(to_active, rows, p, end, k, hp - p * panel, panel, false);
                     for (int64_t o = p; o < end; o++, dp += panel, hp += panel) {
                         float *d_right = d.right(o - group), *h_right = h.right(o - p);
                         activation(hp, dp, bias + o * PANEL, sums1 + o * PANEL, rows);
@@ -125,7 +125,7 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
                 }
                 const Term back{d.left(0), d.panel, down + words<Unit>(group * PANEL) * PANEL,
                                 words<Unit>((last - group) * PANEL), words<Unit>(k) * PANEL};
-                product<Unit>(&back, 1, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
+                product<Unit>(back, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
             }
             unpack_rows(dx, space, m, rows, s.C, gx);
         }

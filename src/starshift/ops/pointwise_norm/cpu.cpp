@@ -55,7 +55,7 @@ void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float
             const Term term{in.left(0), in.panel, up.weights, words<Unit>(m.C)};
             for (int64_t p = 0; p < panels(m.E); p += STEP) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                product<Unit>(&term, 1, rows, p, end, m.e(), (float*)h, panel, up.edge());
+                product<Unit>(term, rows, p, end, m.e(), (float*)h, panel, up.edge());
                 for (int64_t o = p; o < end; o++) activate_panel(h + o * panel, up.bias + o * PANEL, rows);
             }
             unpack_in_order(h, space, rows, m.E, nullptr, y + first * m.E);
@@ -95,7 +95,7 @@ void backward(Linear m, const T* grad, const T* x, const float* var, const float
             const Term to_h{in.left(0), in.panel, up.weights, words<Unit>(m.C)}, to_x{g.left(0), g.panel, down, words<Unit>(m.E)};
             for (int64_t p = 0; p < panels(m.E); p += STEP) {
                 const int64_t end = least(p + STEP, panels(m.E));
-                product<Unit>(&to_h, 1, rows, p, end, m.e(), h - p * panel, panel, up.edge());
+                product<Unit>(to_h, rows, p, end, m.e(), h - p * panel, panel, up.edge());
                 for (int64_t o = p; o < end; o++) {
                     float* at = grads + o * panel;
                     deactivate_panel(at, h + (o - p) * panel, up.bias + o * PANEL, sums + o * PANEL, rows);
@@ -105,7 +105,7 @@ void backward(Linear m, const T* grad, const T* x, const float* var, const float
                 }
             }
             for (int64_t e = 0; e < m.E; e++) totals[thread * m.e() + e] += sums[e];
-            product<Unit>(&to_x, 1, rows, 0, panels(m.C), m.C, dx, panel, false);
+            product<Unit>(to_x, rows, 0, panels(m.C), m.C, dx, panel, false);
             unpack_rows(dx, space, first, rows, m.C, gx);
         }
     });

@@ -203,7 +203,7 @@ void add_sums(const Linear& m, const Scaled& wide, const T* x, const float* a, c
             pack_rows(pixels, first, n, SPACE, in);
             pack_rows(so_far, first, n, SPACE, result);
             Term term{in, SPACE * PANEL, packed, m.C};
-            product(&term, 1, n, 0, panels(m.C), m.C, result, SPACE * PANEL, true);
+            product(term, n, 0, panels(m.C), m.C, result, SPACE * PANEL, true);
             unpack_rows(result, SPACE, first, n, m.C, gx);
         }
     });

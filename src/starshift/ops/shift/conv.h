@@ -30,21 +30,19 @@ void conv_packed(const Shape& s, const int64_t* offsets, int64_t runs, const T* 
         int64_t space = s.space(), panel = space * PANEL;
         const int64_t most_panels = panels(least(CHANNELS, s.C));
         const Operand<Unit> left(space, most_panels, LEFT);
-        Scratch in(Unit::PAIRS ? panel * most_panels : 0), result(space * s.k());
+        auto* lines = reinterpret_cast<typename Unit::Stored*>(left.left(0));
+        Scratch result(space * s.k());
         for (int64_t r = share_of_rows.begin; r < share_of_rows.end; r += s.chunk()) {
             int64_t last = least(r + s.chunk(), share_of_rows.end);
-            for (int64_t p = 0; p < panels(s.K); p++)
-                for (int v = 0; v < VECTORS; v++)
-                    for (int64_t i = 0; i < panel; i += PANEL)
-                        store(result + p * panel + i + v * VL, load(biases + p * PANEL + v * VL));
             for (int64_t c0 = 0; c0 < s.C; c0 += CHANNELS) {
                 int64_t n = least(CHANNELS, s.C - c0);
                 const int64_t rows = (last - r) * s.Wo();
-                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, left.made(0, in));
-                for (int64_t p = 0; Unit::PAIRS && p < panels(n); p++)
-                    panel_to<Unit>(in + p * panel, rows, left.left(p), nullptr);
+                pack_displaced(table, s, x, {c0 / VL, (c0 + n + VL - 1) / VL}, r, last, space, lines);
                 Term term{left.left(0), left.panel, packed + words<Unit>(c0) * s.k(), words<Unit>(n)};
-                product<Unit>(&term, 1, rows, 0, panels(s.K), s.K, result, panel, true);
+                if (c0 == 0)
+                    product<Unit>(term, rows, 0, panels(s.K), s.K, (float*)result, panel, Bias{biases});
+                else
+                    product<Unit>(term, rows, 0, panels(s.K), s.K, result, panel, true);
             }
             finish(result, space, r * s.Wo(), (last - r) * s.Wo());
         }
@@ -101,25 +99,24 @@ void conv_backward(const Shape& s, const int64_t* offsets, int64_t runs, const T
         Range all = share(s.N, thread, of);
         float* mine = parts + thread * size;
         int64_t space = s.space(), Wo = s.Wo();
-        Ring ring(s, table.reach, panels(least(BLOCK, s.c())));
-        const int64_t most_panels = panels(least(BLOCK, s.C)), panel = space * PANEL;
-        const Operand<Unit> in(space, most_panels, RIGHT), dz(space, panels(s.K), BOTH);
-        Scratch made(Unit::PAIRS ? panel * most_panels : 0);
+        using Stored = typename Unit::Stored;
+        Ring<Stored> ring(s, table.reach, panels(least(BLOCK, s.c())));
+        const Operand<Unit> in(space, panels(least(BLOCK, s.C)), BOTH), dz(space, panels(s.K), BOTH);
         Rows<T> grads{grad, nullptr, nullptr, nullptr, nullptr, s.K};
         for (int64_t n = all.begin; n < all.end; n += images) {
             int64_t end = least(n + images, all.end), origin = n * s.Ho();
             for (int64_t c0 = 0; c0 < s.C; c0 += BLOCK) {
                 int64_t c1 = least(c0 + BLOCK, s.C), p0 = c0 / PANEL, p1 = panels(c1);
                 Range groups{c0 / VL, (c1 + VL - 1) / VL};
-                auto make = [&](int64_t first, int64_t last, float* to) {
+                auto make = [&](int64_t first, int64_t last, Stored* to) {
                     int64_t rows = (last - first) * Wo;
                     pack_operand(grads, (origin + first) * Wo, rows, space, dz, c0 ? nullptr : mine + s.c() * s.k());
-                    pack_displaced(table, s, x, groups, origin + first, origin + last, space, in.made(0, made));
-                    for (int64_t p = 0; Unit::PAIRS && p < p1 - p0; p++)
-                        panel_to<Unit>(made + p * panel, rows, nullptr, in.right(p));
+                    pack_displaced(table, s, x, groups, origin + first, origin + last, space,
+                                   reinterpret_cast<Stored*>(in.left(0)));
+                    for (int64_t p = 0; p < p1 - p0; p++) lines_to_right<Unit>(in.left(p), rows, in.right(p));
                     add_weight_gradient<Unit>(s, in.right(0), dz.right(0), dz.panel, words<Unit>(rows), p0, p1, mine);
                     Term term{dz.left(0), dz.panel, packed, words<Unit>(s.K)};
-                    product<Unit>(&term, 1, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, false);
+                    product<Unit>(term, rows, p0, p1, s.C, to - p0 * ring.panel, ring.panel, Sum{false});
                 };
                 auto done = [&](int64_t image, int64_t y) {
                     T* line = gx + (image * s.H + y) * s.W * s.C;

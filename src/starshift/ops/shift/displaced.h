@@ -26,20 +26,20 @@ INLINE void fetch_ahead(const T* row, const Shape& s, const T* x) {
 }
 
 // Rows first .. last of the result (counted over all images) as panels of `space` lines, channels of groups begin .. end
-// of the table.
+// of the table; of floats, or of bfloat16: then a left operand of pairs.
 //
 // A row is read in as many steps as it has groups, each along the row with a stride: what the processor does not foresee.
 // So the line that the next row is the first to need is fetched ahead.
-template <class T>
+template <class T, class Stored>
 INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, Range groups, int64_t first,
-                           int64_t last, int64_t space, float* to) {
+                           int64_t last, int64_t space, Stored* to) {
     int64_t line = s.W * s.C, Ho = s.Ho(), Wo = s.Wo();
     for (int64_t r = first; r < last; r++) {
         int64_t n = r / Ho, y = r % Ho * s.stride;
         const T* image = x + n * s.H * line;
         for (int64_t g = groups.begin; g < groups.end; g++) {
             const Group<vi>& group = table[g];
-            float* at = to + ((g - groups.begin) / VECTORS * space + (r - first) * Wo) * PANEL + g % VECTORS * VL;
+            Stored* at = to + ((g - groups.begin) / VECTORS * space + (r - first) * Wo) * PANEL + g % VECTORS * VL;
             auto row = [&](int64_t dy) {
                 return y + dy < 0 || y + dy >= s.H ? (const T*)nullptr : image + (y + dy) * line + group.channel;
             };
@@ -61,33 +61,36 @@ INLINE void pack_displaced(const Table<vi>& table, const Shape& s, const T* x, R
 }
 
 // The last rows of a panel matrix that grows chunk after chunk.
+template <class T>
 struct Ring {
     Ring(const Shape& s, int64_t reach, int64_t panel_count)
         : rows(s.chunk()), space(s.space()), width(s.Wo()),
           slots((2 * least(reach, s.H) / s.stride + 2 + rows - 1) / rows + 1), panel(slots * space * PANEL),
-          data(panel * panel_count) {}
-    float* line(int64_t row) const { return data + (row / rows % slots * space + row % rows * width) * PANEL; }
+          data((panel * panel_count * sizeof(T) + 3) / 4) {}
+    T* line(int64_t row) const {
+        return reinterpret_cast<T*>((float*)data) + (row / rows % slots * space + row % rows * width) * PANEL;
+    }
 
     int64_t rows, space, width, slots;
-    int64_t panel;  // floats from panel to panel
+    int64_t panel;  // numbers from panel to panel
     Scratch data;
 };
 
 // One row (image n, y) of the displaced tensor's gradient from the ring, whose rows count from image `origin`. table has
 // the opposite displacements. put(group, x, value) takes what arrives at pixel x.
-template <class Put>
-INLINE void collect_row(const Table<vi>& table, const Shape& s, const Ring& ring, Range groups, int64_t origin,
+template <class T, class Put>
+INLINE void collect_row(const Table<vi>& table, const Shape& s, const Ring<T>& ring, Range groups, int64_t origin,
                         int64_t n, int64_t y, const Put& put) {
     int64_t Ho = s.Ho();
     for (int64_t g = groups.begin; g < groups.end; g++) {
         int64_t at = (g - groups.begin) / VECTORS * ring.panel + g % VECTORS * VL;
         auto row = [&](int64_t dy) {
             int64_t to = source(y, dy, Ho, Steps{1, s.stride});
-            return to < 0 ? (const float*)nullptr : ring.line((n - origin) * Ho + to) + at;
+            return to < 0 ? (const T*)nullptr : ring.line((n - origin) * Ho + to) + at;
         };
         auto out = put(table[g]);
         auto take = [&](int64_t x, vi value) __attribute__((always_inline)) { out(x, (vf)value); };
-        auto read = [](const float* p) { return (vi)load(p); };
+        auto read = [](const T* p) { return (vi)load(p); };
         if (s.stride == 1)
             gather(table[g], s.W, s.W, PANEL, Steps{}, row, read, take);
         else
@@ -97,8 +100,8 @@ INLINE void collect_row(const Table<vi>& table, const Shape& s, const Ring& ring
 
 // Goes through the images begin .. end: make(first, last, at) fills the ring for rows of the result counted from begin,
 // then done(n, y) takes every row of the displaced tensor for which all is there.
-template <class Make, class Done>
-INLINE void through_ring(const Shape& s, const Ring& ring, int64_t reach, int64_t begin, int64_t end, const Make& make,
+template <class T, class Make, class Done>
+INLINE void through_ring(const Shape& s, const Ring<T>& ring, int64_t reach, int64_t begin, int64_t end, const Make& make,
                          const Done& done) {
     int64_t Ho = s.Ho(), rows = (end - begin) * Ho, next = 0;
     for (int64_t first = 0; first < rows; first += ring.rows) {

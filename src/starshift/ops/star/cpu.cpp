@@ -151,15 +151,15 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
                 fetch_part(x.x, s.C, next, next_rows, p / STEP, steps);
                 fetch_part(out, s.N, m, rows, p / STEP, steps);
                 float* h = hidden.made(p - group, branch1);
-                product<Unit>(&to_branch1, 1, rows, p, end, s.k(), h - p * panel, panel, false);
-                product<Unit>(&to_branch2, 1, rows, p, end, s.k(), branch2 - p * panel, panel, false);
+                product<Unit>(to_branch1, rows, p, end, s.k(), h - p * panel, panel, false);
+                product<Unit>(to_branch2, rows, p, end, s.k(), branch2 - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++, h += panel)
                     combine(h, branch2 + (o - p) * panel, biases + o * PANEL, biases + s.k() + o * PANEL, rows,
                             {hidden.left(o - group), nullptr});
             }
             Term projection{hidden.left(0), hidden.panel, wg + words<Unit>(group * PANEL) * PANEL,
                             words<Unit>((last - group) * PANEL), words<Unit>(s.k()) * PANEL};
-            product<Unit>(&projection, 1, rows, 0, panels(s.N), s.N, result, panel, group > 0);
+            product<Unit>(projection, rows, 0, panels(s.N), s.N, result, panel, group > 0);
         }
         for (int64_t p = 0; p < panels(s.N); p++)
             add_bias(result + p * panel, rows, biases + 2 * s.k() + p * PANEL);
@@ -211,9 +211,9 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                 float* hp = star.made(0, made);
                 float* d1p = d1.made(p - group, made + aside);
                 float* d2p = d2.made(p - group, made + 2 * aside);
-                product<Unit>(&to_branch1, 1, rows, p, end, s.k(), d1p - p * panel, panel, false);
-                product<Unit>(&to_branch2, 1, rows, p, end, s.k(), d2p - p * panel, panel, false);
-                product<Unit>(&to_product, 1, rows, p, end, s.k(), hp - p * panel, panel, false);
+                product<Unit>(to_branch1, rows, p, end, s.k(), d1p - p * panel, panel, false);
+                product<Unit>(to_branch2, rows, p, end, s.k(), d2p - p * panel, panel, false);
+                product<Unit>(to_product, rows, p, end, s.k(), hp - p * panel, panel, false);
                 for (int64_t o = p; o < end; o++, hp += panel, d1p += panel, d2p += panel) {
                     const int64_t j = o * PANEL, g = o - group;
                     float *h = star.right(o - p), *d1r = d1.right(g), *d2r = d2.right(g);
@@ -228,7 +228,7 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
             const int64_t k = words<Unit>((last - group) * PANEL), from = words<Unit>(group * PANEL) * PANEL;
             const int64_t stride = words<Unit>(s.k()) * PANEL;
             Term back[2] = {{d1.left(0), d1.panel, w.w1 + from, k, stride}, {d2.left(0), d2.panel, w.w2 + from, k, stride}};
-            product<Unit>(back, 2, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
+            product<Unit>(back, rows, 0, panels(s.C), s.C, dx, panel, group > 0);
         }
         unpack_rows(dx, space, m, rows, s.C, gx, sums, center, partner);
     }
