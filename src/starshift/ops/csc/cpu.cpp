@@ -183,35 +183,41 @@ struct Sums {
 template <class Unit>
 void at_hidden(const Module& m, const Table<vi>& back, const PaddedOf<Unit>& r, const PaddedOf<Unit>& dh, int64_t p,
                int64_t first, int64_t last, int64_t origin, float* left, float* right, double* sums) {
+    using T = typename Unit::Stored;
+    auto each_row = [&](int64_t v, auto take) __attribute__((always_inline)) {  // take(from, mask, to), of vector v
+        T* to = reinterpret_cast<T*>(left) + v;
+        for (int64_t y = first; y < last; y++, to += m.W * PANEL)
+            take(dh.at(p, y - origin, 0) + v, r.at(p, y - origin, 0) + v, to);
+    };
     auto add = [&](int64_t v, vf total) {
         for (int i = 0; i < VL; i++) sums[p * PANEL + v + i] += total[i];
     };
-    for (int64_t y = first; y < last; y++) {
-        auto* to = reinterpret_cast<typename Unit::Stored*>(left) + (y - first) * m.W * PANEL;
-        const auto *on = r.at(p, y - origin, 0), *from = dh.at(p, y - origin, 0);
-        if constexpr (Unit::PAIRS) {  // beside the row r is zero
+    if constexpr (Unit::PAIRS) {
+        each_row(0, [&](const T* from, const T* on, T* to) __attribute__((always_inline)) {  // beside the row r is zero
             gather_padded<2>(back[p], from, dh.line, 2 * PANEL, words<Unit>(m.W), [&](int64_t i, auto value) {
                 value &= (load_lanes<decltype(value)>(on + 2 * i * PANEL) & 0x7fff) != 0;
                 memcpy(to + 2 * i * PANEL, &value, sizeof value);
             });
-        } else {
-            for (int64_t v = 0; v < PANEL; v += VL) {
-                const int64_t group = (p * PANEL + v) / VL;
+        });
+        add(0, lines_to_right<Unit>(left, (last - first) * m.W, right));
+    } else {
+        for (int64_t v = 0; v < PANEL; v += VL) {
+            const int64_t group = (p * PANEL + v) / VL;
+            vf total = {};
+            each_row(v, [&](const T* from, const T* on, T* to) __attribute__((always_inline)) {
                 if (group >= back.count) {
-                    for (int64_t i = 0; i < m.W; i++) store(to + i * PANEL + v, (vf){});
-                    continue;
+                    for (int64_t i = 0; i < m.W; i++) store(to + i * PANEL, (vf){});
+                    return;
                 }
-                vf total = {};
-                gather_padded<1>(back[group], from + v, dh.line, PANEL, m.W, [&](int64_t i, vi value) {
-                    const vf g = select(load(on + i * PANEL + v) <= 0.0f, (vf){}, (vf)value);
-                    store(to + i * PANEL + v, g);
+                gather_padded<1>(back[group], from, dh.line, PANEL, m.W, [&](int64_t i, vi value) {
+                    const vf g = select(load(on + i * PANEL) <= 0.0f, (vf){}, (vf)value);
+                    store(to + i * PANEL, g);
                     total += g;
                 });
-                add(v, total);
-            }
+            });
+            add(v, total);
         }
     }
-    if constexpr (Unit::PAIRS) add(0, lines_to_right<Unit>(left, (last - first) * m.W, right));
 }
 
 // Panels p .. end of rows first .. last of z to where they stand among the rows of x.
