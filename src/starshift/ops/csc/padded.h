@@ -89,11 +89,13 @@ INLINE void gather_padded(const Group<vi>& group, const T* at, int64_t line, int
         case 2: return taps(std::integral_constant<int, 2>{});
         case 3: return taps(std::integral_constant<int, 3>{});
     }
+    V lanes[Table<vi>::LANES];
+    for (int64_t t = 0; t < group.taps; t++) lanes[t] = Lanes<T, PIXELS>::of(group.tap[t].lanes);
     for (int64_t i = 0; i < n; i++) {
         V value = {};
         for (int64_t t = 0; t < group.taps; t++) {
             const Tap<vi>& tap = group.tap[t];
-            value |= load_lanes<V>(at + tap.dy * line + tap.dx * PANEL + i * step) & Lanes<T, PIXELS>::of(tap.lanes);
+            value |= load_lanes<V>(at + tap.dy * line + tap.dx * PANEL + i * step) & lanes[t];
         }
         out(i, value);
     }

@@ -48,21 +48,22 @@ struct Sum {  // c = or, with add, c +=
     INLINE Sum held() const { return *this; }
     INLINE Sum at(int64_t) const { return *this; }
 };
+template <int N>
+struct Held {  // N vectors that lie one after another
+    vf of[N];
+    INLINE explicit Held(const float* from) { each<N>(LAMBDA(i) { of[i] = load(from + i * VL); }); }
+};
 template <int N, bool RELU>
 struct HeldBias {
-    vf bias[N];
-    INLINE vf begin(const void*, int i) const { return bias[i]; }
+    Held<N> bias;
+    INLINE vf begin(const void*, int i) const { return bias.of[i]; }
     static INLINE vf end(vf sum, int) { return RELU ? vmax0(sum) : sum; }
 };
 template <bool RELU>
 struct WithBias {  // c = bias[column] + ..., and ReLU of it
     const float* bias;
     template <int N>
-    INLINE HeldBias<N, RELU> held() const {
-        HeldBias<N, RELU> all;
-        each<N>(LAMBDA(i) { all.bias[i] = load(bias + i * VL); });
-        return all;
-    }
+    INLINE HeldBias<N, RELU> held() const { return {Held<N>(bias)}; }
     INLINE WithBias at(int64_t column) const { return {bias + column}; }
 };
 using Bias = WithBias<false>;
@@ -80,8 +81,8 @@ INLINE void add_products(vf* sums, const float* word, const vf* row) {
 }
 
 // c[R][16 P] = sum of terms. P panels of b and c at once, V vectors of each line, so R * P * V sums in registers.
-template <class Unit, int R, int P, int V, int COUNT, class Held, class T>
-INLINE void tile(const Term* terms, T* c, int64_t c_stride, const Held& edge) {
+template <class Unit, int R, int P, int V, int COUNT, class Edge, class T>
+INLINE void tile(const Term* terms, T* c, int64_t c_stride, const Edge& edge) {
     constexpr int64_t LINE = PANEL / Unit::IN_WORD;
     vf sums[R][P * V];
     auto each_sum = [&](const auto& f) __attribute__((always_inline)) {

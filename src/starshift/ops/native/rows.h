@@ -152,19 +152,11 @@ inline void panel_to(const float* from, int64_t rows, float* left, float* right)
 }
 
 // A panel of a left operand as one of a right operand, which of floats is the same one. Returns the sums of its columns (of
-// floats none). The line behind an odd number of rows becomes zero.
+// floats none).
 template <class Unit>
-inline vf lines_to_right(float* left, int64_t rows, float* right) {
-    vf total = {};
-    if constexpr (Unit::PAIRS) {
-        if (rows % 2) memset((void*)(left + rows * PANEL / Unit::IN_WORD), 0, PANEL * 2);
-        for (int64_t r = 0; r < rows; r += 2, left += PANEL, right += PANEL) {
-            const vf words = Unit::paired(load(left));
-            store(right, words);
-            total = Unit::add_product(total, words, Unit::ones());
-        }
-    }
-    return total;
+inline vf lines_to_right(const float* left, int64_t rows, float* right) {
+    if constexpr (Unit::PAIRS) return pack_lines<Unit>(reinterpret_cast<const bf16*>(left), PANEL, rows, nullptr, right);
+    return (vf){};
 }
 
 // Fetch part `index` of `parts` of rows first .. first + rows into the second cache: what stands in memory arrives while

@@ -120,34 +120,26 @@ class Multiplied {
 // c = scale[column] * ..., and with bias and ReLU.
 template <int N>
 struct HeldScale {
-    vf scale[N];
+    Held<N> scale;
     static INLINE vf begin(const void*, int) { return (vf){}; }
-    INLINE vf end(vf sum, int i) const { return sum * scale[i]; }
+    INLINE vf end(vf sum, int i) const { return sum * scale.of[i]; }
 };
 struct Times {
     const float* scale;
     template <int N>
-    INLINE HeldScale<N> held() const {
-        HeldScale<N> all;
-        each<N>(LAMBDA(i) { all.scale[i] = load(scale + i * VL); });
-        return all;
-    }
+    INLINE HeldScale<N> held() const { return {Held<N>(scale)}; }
     INLINE Times at(int64_t column) const { return {scale + column}; }
 };
 template <int N>
 struct HeldScaleBias {
-    vf scale[N], bias[N];
+    Held<N> scale, bias;
     static INLINE vf begin(const void*, int) { return (vf){}; }
-    INLINE vf end(vf sum, int i) const { return vmax0(sum * scale[i] + bias[i]); }
+    INLINE vf end(vf sum, int i) const { return vmax0(sum * scale.of[i] + bias.of[i]); }
 };
 struct TimesBiasRelu {
     const float *scale, *bias;
     template <int N>
-    INLINE HeldScaleBias<N> held() const {
-        HeldScaleBias<N> all;
-        each<N>(LAMBDA(i) { all.scale[i] = load(scale + i * VL), all.bias[i] = load(bias + i * VL); });
-        return all;
-    }
+    INLINE HeldScaleBias<N> held() const { return {Held<N>(scale), Held<N>(bias)}; }
     INLINE TimesBiasRelu at(int64_t column) const { return {scale + column, bias + column}; }
 };
 
