@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pad as torchvision_pad
 
 from starshift.data import Augment
-from starshift.data.augment import DRAWS, flip, pad_and_crop, random_resized_crop
+from starshift.data.augment import DRAWS, PADDING_MODES, flip, pad_and_crop, random_resized_crop
 from starshift.data.images import ArrayImages
 from starshift.data.pipeline import TrainPipeline
 from starshift.data.randomness import hashed, permutation, uniforms
@@ -60,10 +61,13 @@ def test_random_resized_crop_of_tiny_and_extreme_images(height: int, width: int)
         assert tall >= 1 and wide >= 1 and top + tall <= height and left + wide <= width
 
 
-def test_pad_and_crop_shifts_within_the_padding() -> None:
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_pad_and_crop_shifts_within_the_padding(mode: str) -> None:
     pixels = np.arange(1, 10 * 12 + 1, dtype=np.uint8).reshape(1, 10, 12, 1).repeat(400, 0)
-    found = pad_and_crop(pixels, 2, draws(400))
-    padded = np.pad(pixels[0], ((2, 2), (2, 2), (0, 0)))
+    augment = Augment(scale=None, crop_padding=2, crop_padding_mode=mode)
+    found = pad_and_crop(pixels, augment, draws(400))
+    padded = torchvision_pad(torch.from_numpy(pixels[0]).permute(2, 0, 1), [2, 2], padding_mode=mode)
+    padded = padded.permute(1, 2, 0).numpy()
     crops = [padded[y : y + 10, x : x + 12] for y in range(5) for x in range(5)]
     places = [next(i for i, crop in enumerate(crops) if np.array_equal(crop, image)) for image in found]
     assert set(places) == set(range(25))
@@ -140,6 +144,7 @@ def test_random_erasing_hits_the_share_asked_for(photo: Image.Image) -> None:
         ({"reprob": -0.1}, "reprob"),
         ({"color_jitter": -1.0}, "color_jitter"),
         ({"crop_padding": 4}, "scale=null"),
+        ({"crop_padding_mode": "zeros"}, "crop_padding_mode"),
         ({"remode": "blur"}, "remode"),
         ({"train_interpolation": "lanczos"}, "train_interpolation"),
         ({"aa": "rand-x9"}, "aa="),

@@ -25,6 +25,7 @@ from starshift.errors import StarshiftError
 from starshift.preprocessing import Preprocessing
 
 INTERPOLATIONS = ("random", "bilinear", "bicubic", "nearest")
+PADDING_MODES = ("constant", "edge", "reflect", "symmetric")
 DRAWS = 28
 """Uniform numbers a sample may use: 0..19 crop attempts, 20 and 21 its place, 22 and 23 flips, 24 interpolation, 25
 and 26 padded crop, 27 erasing."""
@@ -38,8 +39,10 @@ class Augment:
         scale: share of the image's area that the random resized crop keeps, (least, most); None: no such crop, but
             the resize and centre crop of evaluation.
         ratio: its aspect ratio, width / height, (least, most).
-        crop_padding: pixels of black put around the resized image before a random crop of the network's size (CIFAR's
-            usual 4). Wants ``scale=None``.
+        crop_padding: pixels put around the resized image before a random crop of the network's size (CIFAR's usual
+            4). Wants ``scale=None``.
+        crop_padding_mode: what they are, by torchvision's names: ``constant`` (black), ``edge``, ``reflect`` or
+            ``symmetric``.
         hflip, vflip: probability of mirroring left-right, top-bottom.
         color_jitter: strength of brightness, contrast and saturation changes; 0 is none. Left out where ``aa`` is
             given, as in timm, unless that is three-augment ("3a").
@@ -61,6 +64,7 @@ class Augment:
     remode: str = "pixel"
     recount: int = 1
     crop_padding: int = 0
+    crop_padding_mode: str = "constant"
     train_interpolation: str = "random"
 
     def __post_init__(self) -> None:
@@ -77,6 +81,10 @@ class Augment:
             raise StarshiftError(
                 "crop_padding goes without scale (--set scale=null): choose either the padded crop or the random "
                 "resized crop"
+            )
+        if self.crop_padding_mode not in PADDING_MODES:
+            raise StarshiftError(
+                f"crop_padding_mode is one of {', '.join(PADDING_MODES)}, not {self.crop_padding_mode!r}"
             )
         if self.remode not in ("const", "rand", "pixel"):
             raise StarshiftError(f"remode is const, rand or pixel, not {self.remode!r}")
@@ -122,13 +130,13 @@ def random_resized_crop(height: int, width: int, augment: Augment, draws: NDArra
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def pad_and_crop(pixels: NDArray[np.uint8], padding: int, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Crop a batch (N, H, W, C) at random places after black padding on every side; ``draws`` is (N, DRAWS). The size
+def pad_and_crop(pixels: NDArray[np.uint8], augment: Augment, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Crop a batch (N, H, W, C) at random places after padding on every side; ``draws`` is (N, DRAWS). The size
     stays."""
-    count, height, width, channels = pixels.shape
-    padded = np.zeros((count, height + 2 * padding, width + 2 * padding, channels), np.uint8)
-    padded[:, padding : padding + height, padding : padding + width] = pixels
-    places = (draws[:, 25:27] * (2 * padding + 1)).astype(int).tolist()
+    _, height, width, _ = pixels.shape
+    around = (augment.crop_padding, augment.crop_padding)
+    padded = np.pad(pixels, ((0, 0), around, around, (0, 0)), augment.crop_padding_mode)  # type: ignore[call-overload]
+    places = (draws[:, 25:27] * (2 * augment.crop_padding + 1)).astype(int).tolist()
     result = np.empty_like(pixels)
     for i, (top, left) in enumerate(places):
         result[i] = padded[i, top : top + height, left : left + width]

@@ -85,7 +85,7 @@ class TrainPipeline:
             for row in range(len(indices)):
                 pixels[row] = self._read(row, indices, seeds, draws[row], bad)
         if self.augment.crop_padding:
-            pixels = pad_and_crop(pixels, self.augment.crop_padding, draws)
+            pixels = pad_and_crop(pixels, self.augment, draws)
         flip(torch.from_numpy(pixels), self.augment, draws)
         augmentation = pillow_augmentation(self.augment, self.preprocessing)
         if augmentation is not None:

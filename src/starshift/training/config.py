@@ -19,6 +19,7 @@ CHOICES = {
     "lr_base_scale": ("", "linear", "sqrt"),
     "clip_mode": ("norm", "value"),
     "mixup_mode": ("batch", "pair", "elem"),
+    "crop_padding_mode": ("constant", "edge", "reflect", "symmetric"),
     "remode": ("const", "rand", "pixel"),
     "penalty": ("", "participation", "cosine", "diagonal", "redundancy", "displacement"),
 }
@@ -68,6 +69,7 @@ class TrainConfig:
     scale: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     crop_padding: int = 0  # above 0: pad by this many pixels and crop at random (CIFAR); wants scale null
+    crop_padding_mode: str = "constant"  # torchvision's: constant, edge, reflect, symmetric
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: float = 0.0
