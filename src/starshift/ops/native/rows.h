@@ -151,6 +151,14 @@ inline void panel_to(const float* from, int64_t rows, float* left, float* right)
         }
 }
 
+// Zero in a left operand's panel from its column `known` on: what was made of padding is not a number where the input is
+// infinite, and would be so in all columns of a product.
+template <class Unit>
+inline void clear_padding(float* left, int64_t rows, int64_t known) {
+    for (int64_t r = 0; r < rows && known < PANEL; r++)
+        for (int64_t c = known; c < PANEL; c++) put_number<Unit>(left + (r * PANEL + c) / Unit::IN_WORD, c % Unit::IN_WORD, 0);
+}
+
 // A panel of a left operand as one of a right operand, which of floats is the same one. Returns the sums of its columns (of
 // floats none).
 template <class Unit>

@@ -59,6 +59,7 @@ void mlp_forward(const Sizes& s, const T* x, const float* w1, const float* b1, c
                     for (int64_t o = p; o < end; o++, h += panel) {
                         activation(h, bias1 + o * PANEL, rows);
                         panel_to<Unit>(h, rows, hidden.left(o - group), nullptr);
+                        clear_padding<Unit>(hidden.left(o - group), rows, s.K - o * PANEL);
                     }
                 }
                 const Term down{hidden.left(0), hidden.panel, p2 + words<Unit>(group * PANEL) * PANEL,
@@ -117,6 +118,7 @@ void mlp_backward(const Sizes& s, const T* grad, const T* x, const float* w1, co
                         float *d_right = d.right(o - group), *h_right = h.right(o - p);
                         activation(hp, dp, bias + o * PANEL, sums1 + o * PANEL, rows);
                         panel_to<Unit>(dp, rows, d.left(o - group), d_right);
+                        clear_padding<Unit>(d.left(o - group), rows, s.K - o * PANEL);
                         panel_to<Unit>(hp, rows, nullptr, h_right);
                         const int64_t at = o * PANEL * PANEL, lines = words<Unit>(rows);
                         outers<Unit>(d_right, in.right(0), in.panel, lines, s.C, to1 + at, k * PANEL);

@@ -153,9 +153,11 @@ void forward_rows(const Sizes& s, Combine combine, const Rows<T>& x, const float
                 float* h = hidden.made(p - group, branch1);
                 product<Unit>(to_branch1, rows, p, end, s.k(), h - p * panel, panel, false);
                 product<Unit>(to_branch2, rows, p, end, s.k(), branch2 - p * panel, panel, false);
-                for (int64_t o = p; o < end; o++, h += panel)
+                for (int64_t o = p; o < end; o++, h += panel) {
                     combine(h, branch2 + (o - p) * panel, biases + o * PANEL, biases + s.k() + o * PANEL, rows,
                             {hidden.left(o - group), nullptr});
+                    clear_padding<Unit>(hidden.left(o - group), rows, s.K - o * PANEL);
+                }
             }
             Term projection{hidden.left(0), hidden.panel, wg + words<Unit>(group * PANEL) * PANEL,
                             words<Unit>((last - group) * PANEL), words<Unit>(s.k()) * PANEL};
@@ -219,6 +221,8 @@ void backward_rows(const Sizes& s, CombineBackward combine, const Rows<T>& grad,
                     float *h = star.right(o - p), *d1r = d1.right(g), *d2r = d2.right(g);
                     combine(hp, d1p, d2p, biases + j, biases + s.k() + j, to.b1 + j, to.b2 + j, rows,
                             {star.left(o - p), h}, {d1.left(g), d1r}, {d2.left(g), d2r});
+                    clear_padding<Unit>(d1.left(g), rows, s.K - j);
+                    clear_padding<Unit>(d2.left(g), rows, s.K - j);
                     const int64_t at = j * PANEL, apart = s.k() * PANEL;
                     outers<Unit>(d1r, in.right(0), in.panel, lines, s.C, to.w1 + at, apart);
                     outers<Unit>(d2r, in.right(0), in.panel, lines, s.C, to.w2 + at, apart);
