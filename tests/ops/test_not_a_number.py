@@ -29,18 +29,17 @@ PARTS = [
 ]
 
 
-everywhere = [
-    pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str),
-    pytest.mark.parametrize(("name", "case"), PARTS, ids=[f"{n}-{c.name}" for n, c in PARTS]),
-    pytest.mark.parametrize("where", ["input", "gradient"]),
-    pytest.mark.parametrize("corner", ["first", "middle", "last"]),
-]
+def at_each(*corners: str) -> Any:
+    """Every case in both dtypes, at these places of its input or of the gradient at its result."""
 
+    def marked(test: Any) -> Any:
+        test = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)(test)
+        test = pytest.mark.parametrize(("name", "case"), PARTS, ids=[f"{n}-{c.name}" for n, c in PARTS])(test)
+        return pytest.mark.parametrize(
+            ("where", "corner"), [(where, corner) for where in ("input", "gradient") for corner in corners]
+        )(test)
 
-def at_each_place(test: Any) -> Any:
-    for mark in everywhere:
-        test = mark(test)
-    return test
+    return marked
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Place:
         return (start.double() if exact else start).requires_grad_()
 
 
-@at_each_place
+@at_each("first", "middle", "last")
 def test_it_goes_to_what_depends_on_it(name: str, case: Case, dtype: torch.dtype, where: str, corner: str) -> None:
     if not supported(name, NATIVE, make(case, dtype, torch.channels_last), case):
         pytest.skip("left to the reference")
@@ -85,7 +84,7 @@ def test_it_goes_to_what_depends_on_it(name: str, case: Case, dtype: torch.dtype
         assert lost[(high[i] != low[i]) & exact[i].isnan() & plain.isnan()].all(), f"result {i}: NaN is lost"
 
 
-@at_each_place
+@at_each("last")
 def test_infinity_stays(name: str, case: Case, dtype: torch.dtype, where: str, corner: str) -> None:
     if not supported(name, NATIVE, make(case, dtype, torch.channels_last), case):
         pytest.skip("left to the reference")
