@@ -17,6 +17,7 @@ from statistics import median
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the files beside, and experiments/
 
 from _deploy import accelerated, deploy, int8, lowerings, own_onnx, predict  # noqa: E402
+import _targets  # noqa: E402
 from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, spread, table  # noqa: E402
 
 from starshift.bench.sides import GRAPH, OURS  # noqa: E402
@@ -205,6 +206,11 @@ def training_speed() -> str:
     return table((*header, "machine", "commit"), rows)
 
 
+def targets() -> str:
+    """What the kernels were to reach, and what they did."""
+    return _targets.targets(runs, operator_rows())
+
+
 def inference_speed() -> str:
     """One image's answer, in turns with each peer."""
     rows = [
@@ -280,6 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
         gpu_kernels,
         training_speed,
         inference_speed,
+        targets,
         deploy,
         accelerated,
         claims,

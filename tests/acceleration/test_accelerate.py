@@ -110,6 +110,26 @@ def test_undone_it_is_the_model_that_it_was(name: str) -> None:
         assert torch.equal(model(images()), expected)
 
 
+@pytest.mark.parametrize("name", ["repvit_m1", "fasternet_t0", "edgenext_xx_small", "mobilenetv4_conv_small"])
+def test_further_families(name: str) -> None:
+    """Output in evaluation, loss and every gradient of a training step."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=0.0).eval()
+    accelerated = copy.deepcopy(model)
+    assert starshift.accelerate(accelerated).replaced
+    x, target = images(4, 64), torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        assert_close("output", accelerated(x), model(x))
+    losses = [F.cross_entropy(m.train()(x), target) for m in (model, accelerated)]
+    assert_close("loss", losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    for (key, a), b in zip(model.named_parameters(), accelerated.parameters(), strict=True):
+        if a.grad is not None:
+            assert b.grad is not None
+            assert_close(f"gradient of {key}", b.grad, a.grad, torch.float16)
+
+
 def test_decelerate_finds_what_was_replaced() -> None:
     model = make("mobilenetv3_small_050")
     classes = [type(m) for m in model.modules()]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from starshift.errors import StarshiftError
 from starshift.layers import CSC, PreActCSC, Shift2d, ShiftConv2d, make_offsets
-from starshift.ops import Offsets
+from starshift.ops import Offsets, _native
 from tests.tolerance import assert_close
 
 
@@ -71,6 +73,16 @@ def test_csc(channels: tuple[int, int], stride: int, sc2: bool, relu: str) -> No
         short = _bn(F.conv2d(x, module.shortcut.conv.weight, stride=stride), module.shortcut.bn)
     assert_close("csc", module(x), F.relu(y) + short if relu == "branch" else F.relu(y + short))
     assert all(not key.endswith("conv.bias") for key in module.state_dict())
+
+
+def test_csc_runs_by_layers_with_synchronised_norms() -> None:
+    module = CSC(10, 10).train()
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(module))
+    x = torch.randn(2, 10, 6, 6).contiguous(memory_format=torch.channels_last)
+    assert module._fusable(x) == _native.available() and not synchronised._fusable(x)
+    assert_close("output", synchronised(x), module(x))
+    for name, buffer in module.named_buffers():
+        assert_close(name, synchronised.get_buffer(name).float(), buffer.float())
 
 
 @pytest.mark.parametrize("sc2", [False, True])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -24,6 +25,7 @@ ALL = [
     for case in cases
     if not case.bench
 ]
+FIRST = {name: next(case for n, case in ALL if n == name) for name in dict.fromkeys(n for n, _ in ALL)}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -121,6 +123,30 @@ def test_forward_and_every_gradient(name: str, case: Case, kernel: str, dtype: t
     for key, grad in grads.items():
         assert grad.dtype == dtype
         assert_close(f"gradient of {key}", grad, expected_grads[key], dtype)
+
+
+@pytest.mark.parametrize("dim", [2, 3], ids=["no rows", "no columns"])
+@pytest.mark.parametrize("name", [name for name, cases in FIRST.items() if len(cases.tensors["x"] or ()) == 4])
+def test_an_image_without_pixels(name: str, dim: int) -> None:
+    """What plain PyTorch makes of it: nothing, or an error."""
+    shapes = {k: (*v[:dim], 0, *v[dim + 1 :]) if k == "x" and v else v for k, v in FIRST[name].tensors.items()}
+    case = replace(FIRST[name], tensors=shapes)
+
+    def outcome() -> list[Tensor] | type:
+        tensors = make(case, torch.float32, torch.channels_last)
+        try:
+            output = call(name, tensors, case)
+            return [output, *gradients(output, tensors).values()]
+        except (RuntimeError, ValueError) as error:
+            return type(error)
+
+    with use_kernel(REFERENCE):
+        expected = outcome()
+    actual = outcome()
+    if isinstance(expected, type) or isinstance(actual, type):
+        assert actual == expected
+    else:
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
 @every_case

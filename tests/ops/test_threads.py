@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import starshift.ops
+from starshift.layers import StarBlock
 from starshift.ops import OPERATORS, _native, use_kernel
 from starshift.ops._operator import NATIVE
 
@@ -27,14 +28,14 @@ CASES = {
 SIZE = 64  # pixels: enough work that two threads would share it
 
 
-def results(name: str) -> list[Tensor]:
+def results(name: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Output and gradients of the operator's first case, with images made larger."""
     case, generator = CASES[name], torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor | None] = {}
     for key, shape in case.tensors.items():
         if shape is not None and len(shape) == 4 and key.startswith("x"):
             shape = (*shape[:2], SIZE, SIZE)
-        tensor = None if shape is None else torch.randn(shape, generator=generator)
+        tensor = None if shape is None else torch.randn(shape, generator=generator).to(dtype)
         if tensor is not None and tensor.dim() == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         tensors[key] = None if tensor is None else tensor.requires_grad_()
@@ -52,13 +53,32 @@ def threads() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_equal_bits_every_time(name: str, count: int, threads: Any) -> None:
+def test_equal_bits_every_time(name: str, count: int, dtype: torch.dtype, threads: Any) -> None:
     threads(count)
-    first = results(name)
+    first = results(name, dtype)
     for _ in range(3):
-        assert all(torch.equal(a, b) for a, b in zip(first, results(name), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, results(name, dtype), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [1, 2])
+def test_equal_bits_of_a_star_block(count: int, dtype: torch.dtype, threads: Any) -> None:
+    threads(count)
+    block = StarBlock(24)
+
+    def step() -> list[Tensor]:
+        x = torch.randn(2, 24, 56, 56, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        with use_kernel(NATIVE), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = block(x)
+        return [output, *torch.autograd.grad(output.float().square().sum(), [x, *block.parameters()])]
+
+    first = step()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
 
 
 def test_a_kernel_uses_as_many_threads_as_torch(threads: Any) -> None:
