@@ -115,9 +115,9 @@ static void write_rows(const Output<T>& o, const Unit& u, Span y, int64_t group,
             Target to = {patch, o.width * VL, VL};
             if (direct)
                 to = {(float*)(o.data + (u.sample * o.height + rows.begin) * o.width * o.channels + c),
-                      o.width * o.channels, o.channels, !is_float<T>};
+                      o.width * o.channels, o.channels, o.past_caches, !is_float<T>};
             const int64_t next = c % BLOCK == 0 ? BLOCK : 0;  // the next line of the same pixel
-            pass(v, rows, to, {u.in_place ? next : 0, direct ? next : 0});
+            pass(v, rows, to, {u.in_place ? next : 0, direct && !o.past_caches ? next : 0});
             if (!direct) finish(o, u.sample, c, rows, to);
         }
     }
@@ -152,6 +152,7 @@ static void forward(const Geometry& g, int64_t threads, const Source<T>& x, cons
     if (n_sums) memset(thread_sums, 0, threads * n_sums * sizeof(double));
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = out;
+        mine.past_caches = direct_out && out.large(g.samples);
         if (out.sums) mine.sums = thread_sums + thread * n_sums;
         int64_t rows = 0;
         for (int64_t b = 0; b < plan.bands; b++)
@@ -168,6 +169,7 @@ static void forward(const Geometry& g, int64_t threads, const Source<T>& x, cons
                 passes.convolve(g, in.view(v), in.row, group, packed + (u.c / VL + v) * per_vector, to, ahead);
             });
         }
+        wait_for_streams();
     });
     if (out.sums) add_up(thread_sums, threads, n_sums, out.sums);
 }
@@ -205,6 +207,7 @@ static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) 
     };
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = b.out;
+        mine.past_caches = direct_out && b.out.large(g.samples);
         if (b.out.sums) mine.sums = thread_sums + thread * n_sums;
         int64_t most_grad = 0, most_x = 0;
         for (int64_t i = 0; i < plan.bands; i++) {
@@ -232,6 +235,7 @@ static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) 
                            weight_sums + thread * n_gw + (u.c / VL + v) * per_vector,
                            u.in_place && (u.c + v * VL) % BLOCK == 0 ? BLOCK : 0);
         }
+        wait_for_streams();
     });
     if (b.out.sums) add_up(thread_sums, threads, n_sums, b.out.sums);
     for (int64_t c = 0; b.gw && c < g.channels; c++)

@@ -10,8 +10,16 @@ namespace depthwise {
 struct Target {
     float* data;
     int64_t row, column;
-    bool narrow = false;  // it is bfloat16 that is written, as pairs.h can
+    bool past_caches = false;  // whole lines of it, see simd.h
+    bool narrow = false;       // it is bfloat16 that is written, as pairs.h can
 };
+
+INLINE void put(const Target& to, float* at, vf value) {
+    if (to.past_caches)
+        stream(at, value);
+    else
+        store(at, value);
+}
 
 template <class T>
 struct Output {
@@ -20,8 +28,14 @@ struct Output {
     const float *sample_scale, *center;  // else: of value - center and its square
     double* sums;                        // (2, channels); null: none
     int64_t height, width, channels;
+    bool past_caches = false;
 
     bool plain() const { return !residual && !sample_scale && !sums; }
+    // Whether whole lines of a result larger than the caches are written at once.
+    bool large(int64_t samples) const {
+        const bool lines = VL == BLOCK && channels % VL == 0 && (uintptr_t)data % (VL * sizeof(float)) == 0;
+        return std::is_same<T, float>::value && lines && samples * height * width * channels * (int64_t)sizeof(T) > LARGE;
+    }
 };
 
 template <class T, bool FULL>

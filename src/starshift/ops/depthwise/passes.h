@@ -147,7 +147,7 @@ struct Walk {
                     const Target& to, Span y, Ahead ahead) {
         constexpr int USED = ROWS % S == 0 ? ROWS : S;
         transpose_group<K, S, USED>(grad, (row + g.padding_y) / S - first, g.padding_x, g.width, weights, ZERO,
-                                    {to.data + (row - y.begin) * to.row, to.row, to.column}, inside, ahead);
+                                    {to.data + (row - y.begin) * to.row, to.row, to.column, to.past_caches}, inside, ahead);
     }
     static void sum(const Geometry& g, const View& grad, int64_t grad_first, Span y, const View& x, int64_t x_first,
                     float* to, int64_t ahead) {

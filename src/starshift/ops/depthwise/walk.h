@@ -48,7 +48,7 @@ static void convolve_rows(const View x, int64_t top, int64_t padding, int64_t co
         if (!checked || o >= 0)
             UNROLL for (int r = 0; r < R; r++) {
                 float* p = to.data + r * to_row + o * to_column;
-                store(p, sums[r][D - 1]);
+                put(to, p, sums[r][D - 1]);
                 if (to_ahead) __builtin_prefetch(p + to_ahead, 1);
             }
         UNROLL for (int r = 0; r < R; r++) {
@@ -99,7 +99,7 @@ static void transpose_rows(const View grad, int64_t q, int64_t padding, int64_t 
             if (column >= 0 && column < columns)
                 UNROLL for (int r = 0; r < R; r++) {
                     float* p = to.data + r * to.row + column * to.column;
-                    if (WHOLE || (r >= inside.begin && r < inside.end)) store(p, sums[r][s]);
+                    if (WHOLE || (r >= inside.begin && r < inside.end)) put(to, p, sums[r][s]);
                     if (to_ahead) __builtin_prefetch(p + to_ahead, 1);
                 }
         }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Between tensors, whose rows are pixels (channels last), and panels.
 #pragma once
+#include <type_traits>
+
 #include "panels.h"
 #include "sums.h"
 
@@ -233,9 +235,11 @@ inline void pack_in_order(const T* x, int64_t columns, int64_t rows, int64_t spa
     }
 }
 
-// Panels back into rows, written in the order in which they lie, with a bias (null: none) of whole panels.
+// Panels back into rows, written in the order in which they lie, with a bias (null: none) of whole panels. past_caches: see
+// simd.h; the rows consist of whole lines then.
 template <class T>
-inline void unpack_in_order(const float* from, int64_t space, int64_t rows, int64_t columns, const float* bias, T* to) {
+inline void unpack_in_order(const float* from, int64_t space, int64_t rows, int64_t columns, const float* bias, T* to,
+                            bool past_caches = false) {
     const int64_t whole = columns / VL * VL;
     const int rest = (int)(columns - whole);
     for (int64_t r = 0; r < rows; r++, to += columns) {
@@ -244,6 +248,12 @@ inline void unpack_in_order(const float* from, int64_t space, int64_t rows, int6
             const vf a = load(line + c / PANEL * space * PANEL + c % PANEL);
             return bias ? a + load(bias + c) : a;
         };
+        if constexpr (std::is_same_v<T, float>) {
+            if (past_caches) {
+                for (int64_t c = 0; c < whole; c += VL) stream(to + c, get(c));
+                continue;
+            }
+        }
         for (int64_t c = 0; c < whole; c += VL) store(to + c, get(c));
         if (rest) store_part(to + whole, get(whole), rest);
     }

@@ -73,6 +73,32 @@ INLINE void store1(bf16* p, float a) {
     p->bits = a != a ? (uint16_t)((u >> 16) | 0x40) : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+// Past the caches, where there is a way: memory is then written without being read before, which pays for results of so
+// many bytes that they have left the caches before they are read. `to` is aligned to what is written. A thread waits at its
+// end.
+constexpr int64_t LARGE = 16 << 20;
+#if VL == 16 && defined(__AVX512F__)
+template <class V>
+INLINE void stream(void* to, V value) {
+    _mm512_stream_si512((__m512i*)to, (__m512i)value);
+}
+#elif VL == 8 && defined(__AVX2__)
+template <class V>
+INLINE void stream(void* to, V value) {
+    _mm256_stream_si256((__m256i*)to, (__m256i)value);
+}
+#else
+template <class V>
+INLINE void stream(void* to, V value) {
+    memcpy(to, &value, sizeof(V));
+}
+#endif
+INLINE void wait_for_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 // The first n (1 .. VL) elements; the rest are zero, or are not touched. In loops n is the same again and again, so that
 // masked loads, where there are some, cost no more than whole ones.
 template <class T>

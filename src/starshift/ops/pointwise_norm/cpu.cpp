@@ -43,6 +43,7 @@ void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float
     const Up<Unit> up(m, wide, x_mean);
     Activate activate_panel{};
     with_activation(act, [&](auto a) { activate_panel = activate<decltype(a)>; });
+    const bool past_caches = m.E % PANEL == 0 && (uintptr_t)y % 64 == 0 && m.pixels * m.E * (int64_t)sizeof(T) > LARGE;
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Chunks chunks(share(m.pixels, thread, of), pixels_of(m));
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;
@@ -58,8 +59,9 @@ void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float
                 product<Unit>(term, rows, p, end, m.e(), (float*)h, panel, up.edge());
                 for (int64_t o = p; o < end; o++) activate_panel(h + o * panel, up.bias + o * PANEL, rows);
             }
-            unpack_in_order(h, space, rows, m.E, nullptr, y + first * m.E);
+            unpack_in_order(h, space, rows, m.E, nullptr, y + first * m.E, past_caches);
         }
+        wait_for_streams();
     });
 }
 

@@ -5,29 +5,9 @@
 
 namespace {
 
-constexpr int64_t LARGE = 16 << 20;  // bytes of a result that has left the caches before it is read
-
 struct Image {
     int64_t N, C, H, W;
 };
-
-// One aligned vector past the caches, where there is a way: memory is then written without being read before.
-template <class V>
-INLINE void stream(void* to, V value) {
-#if VL == 16 && defined(__AVX512F__)
-    _mm512_stream_si512((__m512i*)to, (__m512i)value);
-#elif VL == 8 && defined(__AVX2__)
-    _mm256_stream_si256((__m256i*)to, (__m256i)value);
-#else
-    memcpy(to, &value, sizeof(V));
-#endif
-}
-// At the end of a thread's work.
-INLINE void wait_for_streams() {
-#if defined(__AVX2__)
-    _mm_sfence();
-#endif
-}
 
 template <class V>
 INLINE void move(void* to, const void* from) {
