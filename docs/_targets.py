@@ -67,8 +67,8 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
 
     def memory(model: str, amp: str, gpu: bool = False) -> Found:
         for ours, peers in _of(steps, model, amp, gpu):
-            alone = {r["mode"]: r["memory_mb"] for r in (ours, *peers)}
-            mine, timms = alone.get(OURS), alone.get("timm channels last")
+            alone = {r["mode"]: r["memory_mb"] for r in (ours, *peers)}  # a graph's is unknown
+            mine, timms = alone.get(OURS), alone.get("timm channels last") or alone.get("timm compile channels last")
             if mine and timms:
                 yield ours, [float(mine) / float(timms)], []
 
@@ -76,9 +76,9 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
         """Ratios over cases whose names have one of the ends; ``time``: ours over the peer's."""
         cases: dict[str, list[Row]] = {}
         for row in operator_rows:
-            if (row["operator"], row["dtype"], row["peer"]) == (name, dtype, peer):
-                if any(end in row["case"] for end in ends):
-                    cases.setdefault(machine(row), []).append(row)
+            same = (row["operator"], row["dtype"], row["peer"]) == (name, dtype, peer)
+            if same and any(end in row["case"] for end in ends):
+                cases.setdefault(machine(row), []).append(row)
         for rows in cases.values():
             ratios = [float(r["ratio"]) for r in rows]
             most = [ratio * _room(r, "gflops") for ratio, r in zip(ratios, rows, strict=True)]
@@ -100,9 +100,9 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
         for row in read("cifar10.csv"):
             settings = json.loads(row["settings"])
             kind = row["model"], row["evaluated"], settings["model_args"].get("expansion")
-            if kind == ("shiftresnet20", "PyTorch", 6) and float(row["train_seconds"]) <= 60 * minutes:
-                if float(row["top1"]) > float(best.get(machine(row), {"top1": "0"})["top1"]):
-                    best[machine(row)] = row
+            inside = kind == ("shiftresnet20", "PyTorch", 6) and float(row["train_seconds"]) <= 60 * minutes
+            if inside and float(row["top1"]) > float(best.get(machine(row), {"top1": "0"})["top1"]):
+                best[machine(row)] = row
         for row in best.values():
             yield row, [float(row["top1"])], []
 

@@ -16,8 +16,8 @@ from statistics import median
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the files beside, and experiments/
 
-from _deploy import accelerated, deploy, int8, lowerings, own_onnx, predict  # noqa: E402
 import _targets  # noqa: E402
+from _deploy import accelerated, deploy, int8, lowerings, own_onnx, predict  # noqa: E402
 from _rows import NOT_MEASURED, ROOT, Row, latest, machine, rates, read, spread, table  # noqa: E402
 
 from starshift.bench.sides import GRAPH, OURS  # noqa: E402

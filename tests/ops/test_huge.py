@@ -12,8 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from starshift.ops import _native, batch_norm_act, depthwise_conv2d, grouped_offsets, shift2d, shift_conv2d, star_mlp
-from starshift.ops import use_kernel
+from starshift.ops import (
+    _native,
+    batch_norm_act,
+    depthwise_conv2d,
+    grouped_offsets,
+    shift2d,
+    shift_conv2d,
+    star_mlp,
+    use_kernel,
+)
 from starshift.ops._operator import NATIVE
 
 pytestmark = [pytest.mark.huge, pytest.mark.skipif(not _native.available(), reason="no compiled kernels here")]

@@ -17,6 +17,7 @@ from starshift.ops import (
     grouped_offsets,
     interleaved_offsets,
     offsets_permutation,
+    pointwise_norm_act,
     shift2d,
     shift_conv2d,
     star,
@@ -119,6 +120,35 @@ def test_a_shift_too_large_for_caches_is_the_same_copy(dtype: torch.dtype) -> No
     y = shift2d(x.contiguous(memory_format=torch.channels_last), offsets)
     assert torch.equal(y, shift2d(x, offsets))
     assert torch.equal(y[1, :, 7:9], shift2d(x[1:2, :, 6:10], offsets)[0, :, 1:3])
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_a_depthwise_result_too_large_for_caches(kernel: int, stride: int) -> None:
+    """Forward and every gradient, image by image."""
+    n, side = (4, 150) if stride == 1 else (4, 300)
+    x = torch.randn(n, 64, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(64, 1, kernel, kernel, requires_grad=True), torch.randn(64, requires_grad=True)
+    y = depthwise_conv2d(x, weight, bias, stride, kernel // 2)
+    assert y.numel() * y.element_size() > 16 << 20
+    grad = torch.randn_like(y)
+    grads = torch.autograd.grad(y, (x, weight, bias), grad)
+    alone = F.conv2d(x, weight, bias, stride, kernel // 2, groups=64)
+    for name, a, e in zip(
+        ("output", "x", "weight", "bias"),
+        (y, *grads),
+        (alone, *torch.autograd.grad(alone, (x, weight, bias), grad)),
+        strict=True,
+    ):
+        assert_close(name, a, e)
+
+
+def test_a_widened_result_too_large_for_caches() -> None:
+    x = torch.randn(2, 16, 224, 224).contiguous(memory_format=torch.channels_last)
+    w, scale, shift = torch.randn(64, 16, 1, 1), torch.randn(64), torch.randn(64)
+    y = pointwise_norm_act(x, w, scale, shift, act="relu6")
+    assert y.numel() * y.element_size() > 16 << 20
+    expected = F.relu6(F.batch_norm(F.conv2d(x, w), None, None, scale, shift, training=True))
+    assert_close("output", y, expected)
 
 
 def test_depthwise_is_a_sum_over_taps() -> None:
