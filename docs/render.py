@@ -211,6 +211,18 @@ def targets() -> str:
     return _targets.targets(runs, operator_rows())
 
 
+def tries() -> str:
+    """What was tried on the way, in pairs on one machine."""
+    rows = [
+        (
+            *(r["target"], r["tried"], r["measure"], f"{r['before']} {r['unit']}", f"{r['after']} {r['unit']}"),
+            *(r["kept"], machine(r), r["commit"]),
+        )
+        for r in read("kernel_tries.csv")
+    ]
+    return table(("for", "tried", "measured", "without", "with", "kept", "machine", "commit before"), rows)
+
+
 def inference_speed() -> str:
     """One image's answer, in turns with each peer."""
     rows = [
@@ -287,6 +299,7 @@ TABLES: dict[str, Callable[[], str]] = {
         training_speed,
         inference_speed,
         targets,
+        tries,
         deploy,
         accelerated,
         claims,
