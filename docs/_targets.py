@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import geometric_mean
 
-from _rows import Row, machine, read, table
+from _rows import Row, machine, read, spread, table
 
 from starshift.bench.sides import GRAPH, OURS
 
 Found = Iterator[tuple[Row, list[float], list[float]]]
 """A row of the machine; what was reached there, one number or one a case; and what each would be if our side ran at the
 machine's ceiling, of operations or bytes: as far as anybody could come there (none: not a question of speed)."""
+FOLDED = "starshift, norms folded"
+COMPILED = "timm compile channels last"
 Runs = Callable[..., Iterator[tuple[Row, list[Row]]]]
 
 
@@ -36,20 +38,16 @@ class Target:
         found = list(self.found)
         for row, values, most in found:
             met = max(values) <= self.bound if self.at_most else min(values) >= self.bound
-            reached = f"**{_ends(values)}**" if met else _ends(values)
-            yield self.what, self.peer, bound, reached, _ends(most) if most else "-", machine(row), row["commit"]
+            reached = f"**{spread(values)}**" if met else spread(values)
+            yield self.what, self.peer, bound, reached, spread(most) if most else "-", machine(row), row["commit"]
         if not found:
             yield self.what, self.peer, bound, "not measured", "-", "-", "-"
 
 
-def _ends(values: list[float]) -> str:
-    return " to ".join(dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values))))
-
-
-def _room(row: Row, flops: str) -> float:
-    """How many times faster ours would be at the ceiling that it is nearest to."""
+def _room(row: Row, flops: str) -> float | None:
+    """How many times faster ours would be at the ceiling that it is nearest to; None: neither was measured."""
     pairs = [(row.get(f"peak_{name}"), row.get(of)) for name, of in (("gflops", flops), ("gbs", "gbs"))]
-    return min((float(peak) / float(reached) for peak, reached in pairs if peak and reached), default=0.0)
+    return min((float(peak) / float(reached) for peak, reached in pairs if peak and reached), default=None)
 
 
 def targets(runs: Runs, operator_rows: list[Row]) -> str:
@@ -65,10 +63,10 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
                 room = _room(ours, "model_gflops")
                 yield ours, [min(ratios)], [min(ratios) * room] if room else []
 
-    def memory(model: str, amp: str, gpu: bool = False) -> Found:
+    def memory(model: str, amp: str, peer: str = "timm channels last", gpu: bool = False) -> Found:
         for ours, peers in _of(steps, model, amp, gpu):
             alone = {r["mode"]: r["memory_mb"] for r in (ours, *peers)}  # a graph's is unknown
-            mine, timms = alone.get(OURS), alone.get("timm channels last") or alone.get("timm compile channels last")
+            mine, timms = alone.get(OURS), alone.get(peer)
             if mine and timms:
                 yield ours, [float(mine) / float(timms)], []
 
@@ -81,7 +79,8 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
                 cases.setdefault(machine(row), []).append(row)
         for rows in cases.values():
             ratios = [float(r["ratio"]) for r in rows]
-            most = [ratio * _room(r, "gflops") for ratio, r in zip(ratios, rows, strict=True)]
+            rooms = [_room(r, "gflops") for r in rows]
+            most = [ratio * room for ratio, room in zip(ratios, rooms, strict=True) if room]
             if time:
                 ratios, most = [1 / ratio for ratio in ratios], []
             yield rows[-1], *([geometric_mean(x)] if mean and x else x for x in (ratios, most))
@@ -174,9 +173,7 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
             for model in ("starnet_s1", "starnet_s4")
         ),
         *(
-            Target(
-                f"its peak memory, {model}", "timm channels last", 0.5, memory(model, "bf16", gpu=True), at_most=True
-            )
+            Target(f"its peak memory, {model}", COMPILED, 0.5, memory(model, "bf16", COMPILED, gpu=True), at_most=True)
             for model in ("starnet_s1", "starnet_s4")
         ),
     ]
@@ -184,10 +181,8 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
     return table(header, chain.from_iterable(line.rows() for line in lines))
 
 
-FOLDED = "starshift, norms folded"
-
-
 def _of(steps: list[tuple[Row, list[Row]]], model: str, amp: str, gpu: bool) -> Iterator[tuple[Row, list[Row]]]:
+    """Our row and the peers' of the steps of one model and precision, on CPUs or on GPUs."""
     for ours, peers in steps:
         on_gpu = ours["device"] == "cuda" and ours["mode"] in (OURS, OURS + GRAPH)
         if (ours["model"], ours["amp"], on_gpu) == (model, amp, gpu) and ours["device"] == ("cuda" if gpu else "cpu"):

@@ -123,10 +123,15 @@ def test_further_families(name: str) -> None:
     losses = [F.cross_entropy(m.train()(x), target) for m in (model, accelerated)]
     assert_close("loss", losses[1], losses[0])
     grads = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.parameters()), materialize_grads=True)])
+        dict(zip((k for k, _ in m.named_parameters()), torch.autograd.grad(loss, list(m.parameters())), strict=True))
         for loss, m in zip(losses, (model, accelerated), strict=True)
-    ]  # as one: before a norm without an activation a bias has none but rounding
-    assert_close("gradient", grads[1], grads[0], torch.bfloat16)  # rounding moves values across kinks
+    ]
+    compared = 0
+    for key, expected in grads[0].items():
+        if expected.square().mean().sqrt() > 1e-5:  # before a norm without an activation a bias has none but rounding
+            assert_close(f"gradient of {key}", grads[1][key], expected, torch.bfloat16)  # values move across kinks
+            compared += 1
+    assert compared > len(grads[0]) / 2
 
 
 def test_decelerate_finds_what_was_replaced() -> None:

@@ -33,14 +33,15 @@ inline uint16_t to_bf16(double a) {
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// A tensor in storage (dtype 0: float32, 1: bfloat16), in memory of exactly its size, and its values as double.
+// A tensor in storage (dtype 0: float32, 1: bfloat16), in memory of exactly its size, aligned to lines of the cache where it
+// consists of them, and its values as double.
 struct Tensor {
     int64_t dtype;
     std::vector<double> values;
     void* data;
 
     Tensor(int64_t dtype, int64_t n) : dtype(dtype), values(n) {
-        data = malloc(n * width());
+        if (n * width() % 64 || posix_memalign(&data, 64, n * width())) data = malloc(n * width());
         memset(data, 0xff, n * width());  // NaN: what is not written shows
     }
     Tensor(int64_t dtype, int64_t n, Random& random) : Tensor(dtype, n) {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors of more than 2**31 elements: the last image of a batch comes out as it does alone.
 
-They take 9 GB of memory and some seconds each, so they run only when asked for: ``pytest -m huge``.
+They take 9 GB of memory, gradients 18, and some seconds each: they run only when asked for, by ``pytest -m huge``.
 """
 
 from __future__ import annotations

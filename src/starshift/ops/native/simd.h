@@ -73,10 +73,13 @@ INLINE void store1(bf16* p, float a) {
     p->bits = a != a ? (uint16_t)((u >> 16) | 0x40) : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// Past the caches, where there is a way: memory is then written without being read before, which pays for results of so
-// many bytes that they have left the caches before they are read. `to` is aligned to what is written. A thread waits at its
-// end.
-constexpr int64_t LARGE = 16 << 20;
+// Past the caches, where there is a way: memory is then written without being read before. Of results of more bytes than
+// LARGE it is taken that they leave the caches before they are read (tests choose another number). `to` is aligned to what
+// is written. A thread waits at its end.
+#ifndef STARSHIFT_LARGE
+#define STARSHIFT_LARGE (16 << 20)
+#endif
+constexpr int64_t LARGE = STARSHIFT_LARGE;
 #if VL == 16 && defined(__AVX512F__)
 template <class V>
 INLINE void stream(void* to, V value) {
