@@ -11,7 +11,7 @@ from statistics import geometric_mean
 
 from _rows import Row, machine, read, spread, table
 
-from starshift.bench.sides import GRAPH, OURS
+from starshift.bench.sides import OURS
 
 Found = Iterator[tuple[Row, list[float], list[float]]]
 """A row of the machine; what was reached there, one number or one a case; and what each would be if our side ran at the
@@ -105,8 +105,8 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
         for row in best.values():
             yield row, [float(row["top1"])], []
 
-    k7, k35 = ("-k7",), ("-k3", "-k5")
-    oneDNN, names = "F.conv2d (oneDNN)", {"none": "float32", "bf16": "bfloat16"}
+    oneDNN = "F.conv2d (oneDNN)"
+    names, dtypes = {"none": "float32", "bf16": "bfloat16"}, {"fp32": "float32", "bf16": "bfloat16"}
     lines = [
         *(
             Target(f"training step, {model}, {names[amp]}", "timm's best mode", 2.5, step(model, amp, "timm"))
@@ -127,8 +127,8 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
                 bound,
                 operator("depthwise_conv2d", d, oneDNN, *k, mean=True),
             )
-            for sizes, bound, k in (("7×7", 4, k7), ("3×3 and 5×5", 3, k35))
-            for d, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+            for sizes, bound, k in (("7×7", 4, ("-k7",)), ("3×3 and 5×5", 3, ("-k3", "-k5")))
+            for d, dtype in dtypes.items()
         ),
         *(
             Target(
@@ -142,7 +142,7 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
         ),
         *(
             Target(f"`shift2d`, bytes a second, {dtype}", "copies", 0.9, operator("shift2d", d, "copy", ""))
-            for d, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+            for d, dtype in dtypes.items()
         ),
         *(
             Target(
@@ -152,7 +152,7 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
                 operator("shift_conv2d", d, "1x1 conv alone", "", time=True),
                 at_most=True,
             )
-            for d, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))
+            for d, dtype in dtypes.items()
         ),
         *(
             Target(f"training step, shiftresnet20, {names[amp]}", peer, bound, step("shiftresnet20", amp, peer))
@@ -184,6 +184,5 @@ def targets(runs: Runs, operator_rows: list[Row]) -> str:
 def _of(steps: list[tuple[Row, list[Row]]], model: str, amp: str, gpu: bool) -> Iterator[tuple[Row, list[Row]]]:
     """Our row and the peers' of the steps of one model and precision, on CPUs or on GPUs."""
     for ours, peers in steps:
-        on_gpu = ours["device"] == "cuda" and ours["mode"] in (OURS, OURS + GRAPH)
-        if (ours["model"], ours["amp"], on_gpu) == (model, amp, gpu) and ours["device"] == ("cuda" if gpu else "cpu"):
+        if (ours["model"], ours["amp"], ours["device"]) == (model, amp, "cuda" if gpu else "cpu"):
             yield ours, peers

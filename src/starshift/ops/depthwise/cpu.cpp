@@ -152,7 +152,7 @@ static void forward(const Geometry& g, int64_t threads, const Source<T>& x, cons
     if (n_sums) memset(thread_sums, 0, threads * n_sums * sizeof(double));
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = out;
-        mine.past_caches = direct_out && out.large(g.samples);
+        mine.past_caches = direct_out && out.streams(g.samples);
         if (out.sums) mine.sums = thread_sums + thread * n_sums;
         int64_t rows = 0;
         for (int64_t b = 0; b < plan.bands; b++)
@@ -207,7 +207,7 @@ static void backward(const Geometry& g, int64_t threads, const Gradients<T>& b) 
     };
     parallel(threads, [&](int64_t thread, int64_t n_threads) {
         Output<T> mine = b.out;
-        mine.past_caches = direct_out && b.out.large(g.samples);
+        mine.past_caches = direct_out && b.out.streams(g.samples);
         if (b.out.sums) mine.sums = thread_sums + thread * n_sums;
         int64_t most_grad = 0, most_x = 0;
         for (int64_t i = 0; i < plan.bands; i++) {

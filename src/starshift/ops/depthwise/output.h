@@ -31,10 +31,10 @@ struct Output {
     bool past_caches = false;
 
     bool plain() const { return !residual && !sample_scale && !sums; }
-    // Whether whole lines of a result larger than the caches are written at once.
-    bool large(int64_t samples) const {
-        const bool lines = VL == BLOCK && channels % VL == 0 && (uintptr_t)data % (VL * sizeof(float)) == 0;
-        return std::is_same<T, float>::value && lines && samples * height * width * channels * (int64_t)sizeof(T) > LARGE;
+    // Whether it may go past the caches: it is written in whole lines, and large.
+    bool streams(int64_t samples) const {
+        const bool lines = std::is_same<T, float>::value && VL == BLOCK && channels % VL == 0;
+        return lines && may_stream(data, samples * height * width * channels * (int64_t)sizeof(T));
     }
 };
 

@@ -74,12 +74,13 @@ INLINE void store1(bf16* p, float a) {
 }
 
 // Past the caches, where there is a way: memory is then written without being read before. Of results of more bytes than
-// LARGE it is taken that they leave the caches before they are read (tests choose another number). `to` is aligned to what
-// is written. A thread waits at its end.
+// LARGE it is taken that they leave the caches before they are read (tests choose another number). They begin with
+// a line of the cache, so that lines written whole are aligned. A thread waits at its end.
 #ifndef STARSHIFT_LARGE
 #define STARSHIFT_LARGE (16 << 20)
 #endif
 constexpr int64_t LARGE = STARSHIFT_LARGE;
+INLINE bool may_stream(const void* to, int64_t bytes) { return (uintptr_t)to % 64 == 0 && bytes > LARGE; }
 #if VL == 16 && defined(__AVX512F__)
 template <class V>
 INLINE void stream(void* to, V value) {

@@ -43,7 +43,7 @@ void forward(Linear m, const T* x, float* mean, float* var, float* x_mean, float
     const Up<Unit> up(m, wide, x_mean);
     Activate activate_panel{};
     with_activation(act, [&](auto a) { activate_panel = activate<decltype(a)>; });
-    const bool past_caches = m.E % PANEL == 0 && (uintptr_t)y % 64 == 0 && m.pixels * m.E * (int64_t)sizeof(T) > LARGE;
+    const bool past_caches = m.E % PANEL == 0 && may_stream(y, m.pixels * m.E * (int64_t)sizeof(T));
     parallel(threads, [&](int64_t thread, int64_t of) {
         const Chunks chunks(share(m.pixels, thread, of), pixels_of(m));
         const int64_t space = lines_of(chunks.size), panel = space * PANEL;

@@ -216,7 +216,7 @@ API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, in
     Image s{N, C, H, W};
     int64_t lanes = VL * 4 / bytes;
     bool whole = C >= lanes;
-    const bool past_caches = C % lanes == 0 && (uintptr_t)out % (VL * 4) == 0 && N * C * H * W * bytes > LARGE;
+    const bool past_caches = C % lanes == 0 && may_stream(out, N * C * H * W * bytes);
     if (last && whole && bytes == 4)
         (past_caches ? shift_vectors<vi, true, int32_t> : shift_vectors<vi, false, int32_t>)(
             s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);
