@@ -58,13 +58,6 @@ struct Lanes<bf16, 2> {
     }
 };
 #endif
-template <class V>
-INLINE V load_lanes(const void* from) {
-    V value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
-
 // What the lanes of one group read at n places that lie `step` numbers apart, PIXELS neighbours at each: out(i, value). at:
 // the group's first place, not displaced.
 template <int PIXELS, class T, class Out>

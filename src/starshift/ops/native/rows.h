@@ -170,13 +170,13 @@ inline vf lines_to_right(const float* left, int64_t rows, float* right) {
 }
 
 // Fetch part `index` of `parts` of rows first .. first + rows into the second cache: what stands in memory arrives while
-// products of the rows before are made.
-template <class T>
+// products of the rows before are made. TO_WRITE: they are to be written.
+template <bool TO_WRITE = false, class T>
 INLINE void fetch_part(const T* x, int64_t columns, int64_t first, int64_t rows, int64_t index, int64_t parts) {
     if (rows <= 0 || !x) return;
     const char* base = (const char*)(x + first * columns);
     int64_t lines = (rows * columns * (int64_t)sizeof(T) + 63) / 64;
-    for (int64_t i = lines * index / parts; i < lines * (index + 1) / parts; i++) __builtin_prefetch(base + i * 64, 0, 2);
+    for (int64_t i = lines * index / parts; i < lines * (index + 1) / parts; i++) __builtin_prefetch(base + i * 64, TO_WRITE, 2);
 }
 
 // Panels to rows of a tensor. With sums ([2][columns] doubles): adds, for every column, the sums of (a - center) and of

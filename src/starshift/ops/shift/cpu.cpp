@@ -91,92 +91,61 @@ void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, int64_t 
     });
 }
 
-// The same where a pixel has whole vectors. A shift moves whole pixels, so what lies on a cache line comes from one, where
-// its channels have one displacement; a vector with several is put together from all of them.
+// The same where a pixel has whole vectors: row after row, and in each vector after vector of channels. Most vectors are put
+// together from one or two pixels. What is read and written next is not what the processor foresees: it is fetched ahead.
 template <class V, bool STREAM, class E>
 void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
-    constexpr int64_t LANES = Table<V>::LANES;
-    struct Part {  // one displacement of an item
-        V lanes;
-        const E* from;
-        int64_t step, dy, dx;
-    };
-    struct Item {  // neighbouring vectors with one displacement, or one with several
-        int64_t channel, vectors, parts;
-    };
     const Table<V> table(offsets, runs, s.C, 1, true);
+    const int64_t line = s.W * s.C, total = s.N * s.H, reach_x = table.reach_x;
+    Scratch room((2 * reach_x + 1) * s.W);  // for every dx: -1 where pixel p + dx is one of the row's, else 0
+    int32_t* inside = reinterpret_cast<int32_t*>((float*)room) + reach_x * s.W;
+    for (int64_t dx = -reach_x; dx <= reach_x; dx++)
+        for (int64_t p = 0; p < s.W; p++) inside[dx * s.W + p] = p + dx >= 0 && p + dx < s.W ? -1 : 0;
     parallel(threads, [&](int64_t thread, int64_t of) {
-        Scratch part_room((s.C + LANES) * (int64_t)sizeof(Part) / 4), item_room(table.count * (int64_t)sizeof(Item) / 4);
-        Scratch nothing((s.C + LANES) * (int64_t)sizeof(E) / 4 + 1);
-        Part* parts = reinterpret_cast<Part*>((float*)part_room);
-        Item* items = reinterpret_cast<Item*>((float*)item_room);
-        const E* zeros = reinterpret_cast<const E*>((float*)nothing);
-        memset((float*)nothing, 0, (s.C + LANES) * sizeof(E));
-        int64_t count = 0, used = 0, begin = 0, end = s.W;  // pixels begin .. end: no displacement leaves the row
-        for (int64_t g = 0; g < table.count; g++) {
-            const Group<V>& group = table[g];
-            Item* last = count ? items + count - 1 : nullptr;
-            if (last && last->parts == 1 && group.taps == 1 && last->channel + last->vectors * LANES == group.channel &&
-                parts[used - 1].dy == group.tap[0].dy && parts[used - 1].dx == group.tap[0].dx) {
-                last->vectors++;
-                continue;
-            }
-            items[count++] = {group.channel, 1, group.taps};
-            for (int64_t t = 0; t < group.taps; t++) {
-                const Tap<V>& tap = group.tap[t];
-                parts[used++] = {tap.lanes, nullptr, 0, tap.dy, tap.dx};
-                begin = most(begin, -tap.dx);
-                end = least(end, s.W - tap.dx);
-            }
-        }
-        const Range rows = share(s.N * s.H, thread, of);
+        const Range rows = share(total, thread, of);
         for (int64_t r = rows.begin; r < rows.end; r++) {
+            // Beside these rows is memory to read, though it be of other rows.
+            const bool within = (r - table.reach) * s.W >= reach_x && (total - 1 - r - table.reach) * s.W >= reach_x;
             const int64_t y = r % s.H;
-            for (int64_t i = 0, p = 0; i < count; i++)
-                for (int64_t end_of_item = p + items[i].parts; p < end_of_item; p++) {
-                    const bool inside = y + parts[p].dy >= 0 && y + parts[p].dy < s.H;
-                    const E* from = x + ((r + parts[p].dy) * s.W + parts[p].dx) * s.C + items[i].channel;
-                    parts[p].from = inside ? from : zeros;
-                    parts[p].step = inside ? s.C : 0;
-                }
-            E* to = out + r * s.W * s.C;
-            const E* ahead = r + table.reach + 1 < s.N * s.H ? x + (r + table.reach + 1) * s.W * s.C : x + r * s.W * s.C;
-            auto write = [](E* at, V value) __attribute__((always_inline)) {
-                if (STREAM) stream(at, value);
-                else memcpy(at, &value, sizeof(V));
-            };
-            auto pixel = [&](int64_t p, auto border) __attribute__((always_inline)) {
-                for (int64_t i = 0; i < s.C; i += 64 / (int64_t)sizeof(E)) __builtin_prefetch(ahead + p * s.C + i);
-                const Part* part = parts;
-                auto source = [&](const Part& at) {
-                    const bool outside = border && (p + at.dx < 0 || p + at.dx >= s.W);
-                    return outside ? zeros : at.from + p * at.step;
+            for (int64_t g = 0; g < table.count; g++) {
+                if (r + table.reach + 1 < total) fetch_part(x, line, r + table.reach + 1, 1, g, table.count);
+                if (!STREAM && r + 1 < rows.end) fetch_part<true>(out, line, r + 1, 1, g, table.count);
+                const Group<V>& group = table[g];
+                const E* here = x + r * line + group.channel;
+                E* to = out + r * line + group.channel;
+                auto write = [&](int64_t p, V value) __attribute__((always_inline)) {
+                    if (STREAM) stream(to + p * s.C, value);
+                    else memcpy(to + p * s.C, &value, sizeof(V));
                 };
-                for (const Item* item = items; item < items + count; item++) {
-                    E* put = to + p * s.C + item->channel;
-                    if (item->parts == 1) {
-                        const E* from = source(*part++);
-                        for (int64_t v = 0; v < item->vectors; v++) {
-                            V value;
-                            memcpy(&value, from + v * LANES, sizeof(V));
-                            write(put + v * LANES, value);
-                        }
-                        continue;
+                auto row_inside = [&](int64_t dy) { return y + dy >= 0 && y + dy < s.H; };
+                auto taps = [&](auto count) __attribute__((always_inline)) {
+                    constexpr int N = decltype(count)::value;
+                    const E* from[N];
+                    const int32_t* valid[N];
+                    V lanes[N];
+                    for (int t = 0; t < N; t++) {
+                        const Tap<V>& tap = group.tap[t];
+                        from[t] = here + (row_inside(tap.dy) ? tap.dy * line : 0) + tap.dx * s.C;
+                        valid[t] = inside + tap.dx * s.W;
+                        lanes[t] = row_inside(tap.dy) ? tap.lanes : V{};
                     }
-                    V value = {};
-                    for (int64_t t = item->parts; t > 0; t--, part++) {
-                        V read;
-                        memcpy(&read, source(*part), sizeof(V));
-                        value |= read & part->lanes;
+                    for (int64_t p = 0; p < s.W; p++) {
+                        V value = {};
+                        for (int t = 0; t < N; t++)
+                            value |= load_lanes<V>(from[t] + p * s.C) & lanes[t] & (V)(valid[t][p] - vi{});
+                        write(p, value);
                     }
-                    write(put, value);
-                }
-            };
-            for (int64_t p = 0; p < s.W; p++)
-                if (p < begin || p >= end)
-                    pixel(p, std::true_type());
+                };
+                if (within && group.taps == 1)
+                    taps(std::integral_constant<int, 1>{});
+                else if (within && group.taps == 2)
+                    taps(std::integral_constant<int, 2>{});
+                else if (within && group.taps == 3)
+                    taps(std::integral_constant<int, 3>{});
                 else
-                    pixel(p, std::false_type());
+                    gather(group, s.W, s.W, s.C, Steps{},
+                           [&](int64_t dy) { return row_inside(dy) ? here + dy * line : nullptr; }, load_lanes<V>, write);
+            }
         }
         if (STREAM) wait_for_streams();
     });

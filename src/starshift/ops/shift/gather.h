@@ -75,6 +75,13 @@ class Table {
     Group<V>* group_;
 };
 
+template <class V>
+INLINE V load_lanes(const void* from) {
+    V value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
 // Along one axis: position p of the result reads position (p * times + displacement) / by, where that is whole.
 struct Steps {
     int64_t times = 1, by = 1;
