@@ -58,6 +58,7 @@ struct Lanes<bf16, 2> {
     }
 };
 #endif
+
 // What the lanes of one group read at n places that lie `step` numbers apart, PIXELS neighbours at each: out(i, value). at:
 // the group's first place, not displaced.
 template <int PIXELS, class T, class Out>

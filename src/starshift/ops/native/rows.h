@@ -170,7 +170,7 @@ inline vf lines_to_right(const float* left, int64_t rows, float* right) {
 }
 
 // Fetch part `index` of `parts` of rows first .. first + rows into the second cache: what stands in memory arrives while
-// products of the rows before are made. TO_WRITE: they are to be written.
+// the rows before are worked on. TO_WRITE: they are to be written.
 template <bool TO_WRITE = false, class T>
 INLINE void fetch_part(const T* x, int64_t columns, int64_t first, int64_t rows, int64_t index, int64_t parts) {
     if (rows <= 0 || !x) return;

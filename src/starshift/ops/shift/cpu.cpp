@@ -96,7 +96,7 @@ void shift_pixels(const Image& s, const int64_t* offsets, int64_t runs, int64_t 
 template <class V, bool STREAM, class E>
 void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E* x, E* out, int64_t threads) {
     const Table<V> table(offsets, runs, s.C, 1, true);
-    const int64_t line = s.W * s.C, total = s.N * s.H, reach_x = table.reach_x;
+    const int64_t line = s.W * s.C, total = s.N * s.H, reach_x = least(table.reach_x, s.W);
     Scratch room((2 * reach_x + 1) * s.W);  // for every dx: -1 where pixel p + dx is one of the row's, else 0
     int32_t* inside = reinterpret_cast<int32_t*>((float*)room) + reach_x * s.W;
     for (int64_t dx = -reach_x; dx <= reach_x; dx++)
@@ -125,8 +125,9 @@ void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E
                     V lanes[N];
                     for (int t = 0; t < N; t++) {
                         const Tap<V>& tap = group.tap[t];
-                        from[t] = here + (row_inside(tap.dy) ? tap.dy * line : 0) + tap.dx * s.C;
-                        valid[t] = inside + tap.dx * s.W;
+                        const int64_t dx = most(-reach_x, least(tap.dx, reach_x));  // further is as much outside
+                        from[t] = here + (row_inside(tap.dy) ? tap.dy * line : 0) + dx * s.C;
+                        valid[t] = inside + dx * s.W;
                         lanes[t] = row_inside(tap.dy) ? tap.lanes : V{};
                     }
                     for (int64_t p = 0; p < s.W; p++) {
@@ -185,7 +186,7 @@ API void starshift_shift2d(int64_t bytes, int64_t last, int64_t N, int64_t C, in
     Image s{N, C, H, W};
     int64_t lanes = VL * 4 / bytes;
     bool whole = C >= lanes;
-    const bool past_caches = C % lanes == 0 && may_stream(out, N * C * H * W * bytes);
+    const bool past_caches = VL == 16 && C % lanes == 0 && may_stream(out, N * C * H * W * bytes);  // whole lines
     if (last && whole && bytes == 4)
         (past_caches ? shift_vectors<vi, true, int32_t> : shift_vectors<vi, false, int32_t>)(
             s, offsets, runs, (const int32_t*)x, (int32_t*)out, threads);

@@ -40,8 +40,8 @@ class Table {
         int32_t* dx = dy + channels;
         for (int64_t run = 0, c = 0; run < runs; run++)
             for (int64_t i = 0; i < offsets[3 * run] && c < channels; i++, c++) {
-                dy[c] = (int32_t)(sign * offsets[3 * run + 1]);
-                dx[c] = (int32_t)(sign * offsets[3 * run + 2]);
+                dy[c] = limited(sign * offsets[3 * run + 1]);
+                dx[c] = limited(sign * offsets[3 * run + 2]);
             }
         Tap<V>* free = tap_;
         for (int64_t g = 0; g < count; g++) {
@@ -69,6 +69,10 @@ class Table {
     int64_t reach = 0, reach_x = 0;  // the largest |dy| and |dx|
 
   private:
+    // No image reaches so far, and sums of what is further would overflow.
+    static int32_t limited(int64_t displacement) { return (int32_t)most(-FURTHEST, least(displacement, FURTHEST)); }
+
+    static constexpr int64_t FURTHEST = 1 << 30;
     static constexpr int64_t WORDS = sizeof(Tap<V>) / 4, GROUP_WORDS = sizeof(Group<V>) / 4;
     Scratch room_;
     Tap<V>* tap_;
@@ -99,61 +103,68 @@ INLINE int64_t source(int64_t position, int64_t displacement, int64_t size, Step
 
 // One row of the result for one group: out(x, value) for x in 0 .. width. row(dy) is the address
 // of the group's first channel in the first pixel of the row displaced so, or null outside; pixels lie `pixel` elements
-// apart, `size` of them in a row; load(address) is a V.
+// apart, `size` of them in a row; load(address) is a V. Of by > 1, every by-th x has the same taps, which read neighbours.
 template <class V, class Row, class Load, class Out>
 INLINE void gather(const Group<V>& group, int64_t width, int64_t size, int64_t pixel, Steps steps, const Row& row,
-                   const Load& load, const Out& out) {
+                   const Load& load, const Out& every) {
     using Address = decltype(row(0));
     Address from[Table<V>::LANES];
     V lanes[Table<V>::LANES];
-    int64_t dx[Table<V>::LANES], taps = 0, begin = 0, end = width;
-    for (int64_t t = 0; t < group.taps; t++) {
-        const Tap<V>& tap = group.tap[t];
-        from[taps] = row(tap.dy);
-        if (!from[taps]) continue;
-        lanes[taps] = tap.lanes;
-        dx[taps] = tap.dx;
-        begin = most(begin, tap.dx < 0 ? (-tap.dx + steps.times - 1) / steps.times : 0);
-        end = least(end, size - 1 - tap.dx < 0 ? 0 : (size - 1 - tap.dx) / steps.times + 1);
-        taps++;
-    }
-    if (steps.by != 1 || end < begin) begin = end = 0;
-    auto border = [&](int64_t x) {
-        V value = {};
-        for (int64_t t = 0; t < taps; t++) {
-            int64_t at = source(x, dx[t], size, steps);
-            if (at < 0) continue;
-            value |= load(from[t] + at * pixel) & lanes[t];
+    int64_t dx[Table<V>::LANES];
+    const int64_t step = steps.times * pixel;
+    for (int64_t first = 0; first < least(steps.by, width); first++) {
+        const int64_t count = steps.by == 1 ? width : (width - first + steps.by - 1) / steps.by;
+        int64_t taps = 0, begin = 0, end = count;
+        for (int64_t t = 0; t < group.taps; t++) {
+            const Tap<V>& tap = group.tap[t];
+            int64_t start = first * steps.times + tap.dx;
+            if (steps.by != 1) {
+                if (start % steps.by) continue;
+                start /= steps.by;
+            }
+            from[taps] = row(tap.dy);
+            if (!from[taps]) continue;
+            lanes[taps] = tap.lanes;
+            dx[taps] = start;
+            begin = most(begin, start < 0 ? (-start + steps.times - 1) / steps.times : 0);
+            end = least(end, size - 1 - start < 0 ? 0 : (size - 1 - start) / steps.times + 1);
+            taps++;
         }
-        out(x, value);
-    };
-    for (int64_t x = 0; x < begin; x++) border(x);
-    int64_t step = steps.times * pixel;
-    auto interior = [&](auto count) {
-        constexpr int N = decltype(count)::value;
-        Address at[N];
-        for (int t = 0; t < N; t++) at[t] = from[t] + begin * step + dx[t] * pixel;
-        for (int64_t x = begin; x < end; x++) {
-            V value = load(at[0]) & lanes[0];
-            for (int t = 1; t < N; t++) value |= load(at[t]) & lanes[t];
-            for (int t = 0; t < N; t++) at[t] += step;
-            out(x, value);
-        }
-    };
-    if (taps == 1)
-        interior(std::integral_constant<int, 1>{});
-    else if (taps == 2)
-        interior(std::integral_constant<int, 2>{});
-    else if (taps == 3)
-        interior(std::integral_constant<int, 3>{});
-    else {
-        for (int64_t t = 0; t < taps; t++) from[t] += dx[t] * pixel;
-        for (int64_t x = begin; x < end; x++) {
+        if (end < begin) begin = end = 0;
+        auto out = [&](int64_t i, V value) __attribute__((always_inline)) { every(first + i * steps.by, value); };
+        auto border = [&](int64_t i) {
             V value = {};
-            for (int64_t t = 0; t < taps; t++) value |= load(from[t] + x * step) & lanes[t];
-            out(x, value);
+            for (int64_t t = 0; t < taps; t++) {
+                const int64_t at = i * steps.times + dx[t];
+                if (at >= 0 && at < size) value |= load(from[t] + at * pixel) & lanes[t];
+            }
+            out(i, value);
+        };
+        for (int64_t i = 0; i < begin; i++) border(i);
+        auto interior = [&](auto number) {
+            constexpr int N = decltype(number)::value;
+            Address at[N];
+            for (int t = 0; t < N; t++) at[t] = from[t] + begin * step + dx[t] * pixel;
+            for (int64_t i = begin; i < end; i++) {
+                V value = load(at[0]) & lanes[0];
+                for (int t = 1; t < N; t++) value |= load(at[t]) & lanes[t];
+                for (int t = 0; t < N; t++) at[t] += step;
+                out(i, value);
+            }
+        };
+        if (taps == 1)
+            interior(std::integral_constant<int, 1>{});
+        else if (taps == 2)
+            interior(std::integral_constant<int, 2>{});
+        else if (taps == 3)
+            interior(std::integral_constant<int, 3>{});
+        else {
+            for (int64_t i = begin; i < end; i++) {
+                V value = {};
+                for (int64_t t = 0; t < taps; t++) value |= load(from[t] + i * step + dx[t] * pixel) & lanes[t];
+                out(i, value);
+            }
         }
-        for (int64_t t = 0; t < taps; t++) from[t] -= dx[t] * pixel;
+        for (int64_t i = end; i < count; i++) border(i);
     }
-    for (int64_t x = end; x < width; x++) border(x);
 }
