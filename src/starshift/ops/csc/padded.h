@@ -78,11 +78,7 @@ INLINE void gather_padded(const Group<vi>& group, const T* at, int64_t line, int
             out(i, value);
         }
     };
-    switch (group.taps) {
-        case 1: return taps(std::integral_constant<int, 1>{});
-        case 2: return taps(std::integral_constant<int, 2>{});
-        case 3: return taps(std::integral_constant<int, 3>{});
-    }
+    if (with_few(group.taps, taps)) return;
     V lanes[Table<vi>::LANES];
     for (int64_t t = 0; t < group.taps; t++) lanes[t] = Lanes<T, PIXELS>::of(group.tap[t].lanes);
     for (int64_t i = 0; i < n; i++) {

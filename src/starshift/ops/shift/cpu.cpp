@@ -137,13 +137,7 @@ void shift_vectors(const Image& s, const int64_t* offsets, int64_t runs, const E
                         write(p, value);
                     }
                 };
-                if (within && group.taps == 1)
-                    taps(std::integral_constant<int, 1>{});
-                else if (within && group.taps == 2)
-                    taps(std::integral_constant<int, 2>{});
-                else if (within && group.taps == 3)
-                    taps(std::integral_constant<int, 3>{});
-                else
+                if (!within || !with_few(group.taps, taps))
                     gather(group, s.W, s.W, s.C, Steps{},
                            [&](int64_t dy) { return row_inside(dy) ? here + dy * line : nullptr; }, load_lanes<V>, write);
             }

@@ -85,8 +85,9 @@ INLINE void collect_row(const Table<vi>& table, const Shape& s, const Ring<T>& r
     for (int64_t g = groups.begin; g < groups.end; g++) {
         int64_t at = (g - groups.begin) / VECTORS * ring.panel + g % VECTORS * VL;
         auto row = [&](int64_t dy) {
-            int64_t to = source(y, dy, Ho, Steps{1, s.stride});
-            return to < 0 ? (const T*)nullptr : ring.line((n - origin) * Ho + to) + at;
+            const int64_t to = (y + dy) / s.stride;
+            const bool kept = y + dy >= 0 && (y + dy) % s.stride == 0 && to < Ho;
+            return kept ? ring.line((n - origin) * Ho + to) + at : (const T*)nullptr;
         };
         auto out = put(table[g]);
         auto take = [&](int64_t x, vi value) __attribute__((always_inline)) { out(x, (vf)value); };

@@ -86,20 +86,21 @@ INLINE V load_lanes(const void* from) {
     return value;
 }
 
-// Along one axis: position p of the result reads position (p * times + displacement) / by, where that is whole.
+// f(their number, a constant) where a group has few taps, as most have; else false.
+template <class F>
+INLINE bool with_few(int64_t taps, const F& f) {
+    switch (taps) {
+        case 1: f(std::integral_constant<int, 1>{}); return true;
+        case 2: f(std::integral_constant<int, 2>{}); return true;
+        case 3: f(std::integral_constant<int, 3>{}); return true;
+    }
+    return false;
+}
+
+// Along a row: position p of the result reads position (p * times + displacement) / by, where that is whole.
 struct Steps {
     int64_t times = 1, by = 1;
 };
-
-INLINE int64_t source(int64_t position, int64_t displacement, int64_t size, Steps steps) {  // -1: outside
-    int64_t at = position * steps.times + displacement;
-    if (at < 0) return -1;
-    if (steps.by != 1) {  // a division costs more than all the rest
-        if (at % steps.by) return -1;
-        at /= steps.by;
-    }
-    return at < size ? at : -1;
-}
 
 // One row of the result for one group: out(x, value) for x in 0 .. width. row(dy) is the address
 // of the group's first channel in the first pixel of the row displaced so, or null outside; pixels lie `pixel` elements
@@ -152,19 +153,12 @@ INLINE void gather(const Group<V>& group, int64_t width, int64_t size, int64_t p
                 out(i, value);
             }
         };
-        if (taps == 1)
-            interior(std::integral_constant<int, 1>{});
-        else if (taps == 2)
-            interior(std::integral_constant<int, 2>{});
-        else if (taps == 3)
-            interior(std::integral_constant<int, 3>{});
-        else {
+        if (!with_few(taps, interior))
             for (int64_t i = begin; i < end; i++) {
                 V value = {};
                 for (int64_t t = 0; t < taps; t++) value |= load(from[t] + i * step + dx[t] * pixel) & lanes[t];
                 out(i, value);
             }
-        }
         for (int64_t i = end; i < count; i++) border(i);
     }
 }
